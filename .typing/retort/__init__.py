@@ -1,0 +1,1 @@
+../../retort/__init__.py

@@ -1,0 +1,1 @@
+../../retort/__main__.py

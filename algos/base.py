@@ -1,0 +1,167 @@
+"""The algorithm contract: a batch of tokens, what each deserves, and what the student minimises.
+
+An algorithm is one file of pure functions and a declaration, `RECIPE = Recipe(...)`:
+
+    views(group, source, chat, options) -> [TeacherView]     what the teacher sees
+    credit(batch, options) -> Credit                          what each token deserves; no gradient, the whole batch
+    loss(batch, credit, student, options) -> (Term, ...)      what the student minimises, with gradient
+
+Letters in shapes: B rows, T tokens of the longest row, K support entries, N teacher channels. Position t of every
+[B,T] tensor speaks of token t itself, given the tokens before it; position 0 never carries loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from retort.agents.base import Trajectory
+    from retort.agents.chat import Chat
+    from retort.feedback.base import TeacherView
+
+Support = Literal["sampled", "student", "teacher", "full"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Everything a loss may look at. Log-probs are float32 nats at the behaviour's temperature.
+
+    tokens, mask, turn: [B,T]; `mask` is true on model tokens; `turn` is -1 elsewhere.
+    turn_reward: [B,T], the reward of the turn that a token belongs to.
+    behaviour_logp: of the policy that sampled. proximal_logp: of the learner before this update. reference_logp: of the
+        frozen initial policy, or None. 0 where `mask` is false.
+    episode, group: [B] integers; rows of one episode share `episode`. reward, success, temperature: [B].
+    teacher_mask, teacher_logp, teacher_entropy, teacher_rest_logp: [N,B,T].
+    support_ids: [B,T,K]; proximal_support_logp: [B,T,K]; proximal_rest_logp, proximal_entropy: [B,T];
+        teacher_support_logp: [N,B,T,K].
+    Rest is the log-mass outside the support.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    turn: Tensor
+    turn_reward: Tensor
+    behaviour_logp: Tensor
+    proximal_logp: Tensor
+    episode: Tensor
+    group: Tensor
+    reward: Tensor
+    success: Tensor
+    temperature: Tensor
+    teacher_mask: Tensor
+    teacher_logp: Tensor
+    reference_logp: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    teacher_rest_logp: Tensor | None = None
+    support_ids: Tensor | None = None
+    proximal_support_logp: Tensor | None = None
+    proximal_rest_logp: Tensor | None = None
+    proximal_entropy: Tensor | None = None
+    teacher_support_logp: Tensor | None = None
+
+    @property
+    def has_teacher(self) -> Tensor:
+        """[B] bool: whether any of the row's tokens has a teacher on channel 0."""
+        return self.teacher_mask[0].any(-1) if self.teacher_mask.shape[0] else self.mask.new_zeros(len(self.mask))
+
+
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """What each token deserves; carries no gradient.
+
+    advantage: [B,T]. weight: named [B,T] tensors that the loss multiplies in. mask: named [B,T] bool tensors, such as the
+    tokens routed to one term. share: named numbers, such as a term's share of all tokens. metrics: for the log.
+    """
+
+    advantage: Tensor
+    weight: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Mapping[str, Tensor] = field(default_factory=dict)
+    share: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """The policy that is being updated, with gradient: logp, entropy, rest_logp [B,T]; support_logp [B,T,K]."""
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    rest_logp: Tensor | None = None
+    support_logp: Tensor | None = None
+
+
+class Aggregate(Protocol):
+    """Folds [B,T] into a scalar. `count` is the global denominator, so that micro-batches add up to the whole."""
+
+    def __call__(self, x: Tensor, mask: Tensor, *, count: Tensor | float | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One summand of the loss: `weight * aggregate(value, mask)`. The learner supplies the global count."""
+
+    name: str
+    value: Tensor
+    mask: Tensor
+    weight: float
+    aggregate: Aggregate
+
+
+class Options(BaseModel):
+    """Hyper-parameters of one recipe. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Views(Protocol):
+    """Builds what the teacher sees for one group of episodes of the same task.
+
+    `rows[i]` are the batch rows of episode i. `source` is where the privileged text comes from: the group itself, or
+    another task's group in the shuffled control.
+    """
+
+    def __call__(
+        self,
+        group: Sequence[Trajectory],
+        source: Sequence[Trajectory],
+        rows: Sequence[Sequence[int]],
+        chat: Chat,
+        options: Any,
+    ) -> Sequence[TeacherView]: ...
+
+
+def no_views(
+    group: Sequence[Trajectory],
+    source: Sequence[Trajectory],
+    rows: Sequence[Sequence[int]],
+    chat: Chat,
+    options: Any,
+) -> Sequence[TeacherView]:
+    """For methods without a teacher."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One algorithm, declared.
+
+    support: which vocabulary entries the loss looks at beside the sampled token; `k` of them, from `Options.k`.
+    teacher_entropy: whether the loss needs the teacher's entropy over the full vocabulary.
+    teacher: "fixed" (the policy as training began), "ema", "current" or "none".
+    channels: N. rollouts: whether training data are the policy's own episodes (else expert traces).
+    """
+
+    options: type[Options]
+    credit: Callable[[TokenBatch, Any], Credit]
+    loss: Callable[[TokenBatch, Credit, Student, Any], tuple[Term, ...]]
+    views: Views = no_views
+    support: Support = "sampled"
+    teacher: Literal["fixed", "ema", "current", "none"] = "none"
+    teacher_entropy: bool = False
+    channels: int = 0
+    rollouts: bool = True

@@ -1,0 +1,181 @@
+"""The environment contract: text in, text out, and typed feedback beside the reward.
+
+A `TextEnv` is a `gymnasium.Env[str, str]`. What it adds to Gymnasium is in `info`, under fixed keys:
+
+    feedback           tuple[Feedback, ...]   what this step taught, each with its source
+    reward_components  dict[str, float]       what the reward is made of
+    success            bool | None            None until the episode has an outcome
+    failure            Failure | None         whose fault it was, where it failed
+    task               TaskRef                stable key, content digest, split
+    tools              list[dict]             JSON schemas of tools, on reset (empty where there are none)
+
+Raising from `step` or `reset` means that the infrastructure broke: the episode leaves the batch and is counted, and
+is never scored 0. What the policy did wrong is an ordinary step with a low reward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Source(StrEnum):
+    """Where a piece of feedback comes from."""
+
+    RUNTIME_ERROR = "runtime_error"
+    TEST_FAILURE = "test_failure"
+    TOOL_RESULT = "tool_result"
+    TERMINAL_STATE = "terminal_state"
+    VERIFIER = "verifier"
+    JUDGE = "judge"
+    USER_REPLY = "user_reply"
+    HINT = "hint"
+    ANSWER = "answer"
+    SOLUTION = "solution"
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One piece of text about one action.
+
+    turn: the 0-based action that caused it.
+    visible: whether the student read the same text in its observation. What is not visible may reach a teacher and
+        never the student.
+    """
+
+    text: str
+    source: Source
+    turn: int
+    visible: bool
+
+
+class Failure(StrEnum):
+    """Whose fault an episode without success is."""
+
+    POLICY = "policy"
+    INFRASTRUCTURE = "infrastructure"
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """Names a task for ever: `key` is stable and readable, `digest` changes when its content does."""
+
+    key: str
+    digest: str
+    split: Split
+    family: str = ""
+
+
+def content_digest(content: Any) -> str:
+    """A short stable hash of JSON-like content: 16 hexadecimal digits of SHA-256."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class TextSpace(gymnasium.Space[str]):
+    """Any text of at most `max_length` characters. `gymnasium.spaces.Text` refuses newlines and accents."""
+
+    def __init__(self, max_length: int = 1_000_000, seed: int | np.random.Generator | None = None) -> None:
+        if max_length < 1:
+            raise ValueError(f"max_length: expected at least 1 character, found {max_length}")
+        self.max_length = max_length
+        super().__init__(shape=None, dtype=None, seed=seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        return False
+
+    def sample(self, mask: Any | None = None, probability: Any | None = None) -> str:
+        """A short random line of printable ASCII, from the space's own generator."""
+        del mask, probability
+        length = int(self.np_random.integers(1, min(self.max_length, 16) + 1))
+        return "".join(chr(int(code)) for code in self.np_random.integers(32, 127, size=length))
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def to_jsonable(self, sample_n: Iterable[str]) -> list[str]:
+        return list(sample_n)
+
+    def from_jsonable(self, sample_n: list[Any]) -> list[str]:
+        return [str(sample) for sample in sample_n]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextSpace) and other.max_length == self.max_length
+
+    def __hash__(self) -> int:
+        return hash((TextSpace, self.max_length))
+
+    def __repr__(self) -> str:
+        return f"TextSpace(max_length={self.max_length})"
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """An environment that an agent meets as text.
+
+    A subclass implements `tasks`, `reset`, `step` and `gold`. `reset(options={"task": key})` picks a task; without it
+    the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
+
+    verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it per instance)
+    observation_space: gymnasium.Space[str]
+    action_space: gymnasium.Space[str]
+    verifier_version: ClassVar[str] = "1"
+
+    @abstractmethod
+    def tasks(self) -> Sequence[TaskRef]:
+        """Every task of this environment's split, in a fixed order."""
+
+    @abstractmethod
+    def gold(self, observation: str) -> str:
+        """The next action of a solution that scores 1, given the state the environment is in."""
+
+    def near_misses(self) -> Sequence[Sequence[str]]:
+        """Plausible wrong plans for the current task, each a list of actions that does not score 1. May be empty."""
+        return ()
+
+    def backend(self) -> str:
+        """What the actions run in, for provenance: the sandbox backend's name, or "none"."""
+        return "none"
+
+    def pick(self, refs: Sequence[TaskRef], options: dict[str, Any] | None) -> int:
+        """The index in `refs` of the task that `options` asks for, or of one drawn from the own generator.
+
+        Raises:
+            KeyError: an unknown task key, with the nearest valid ones.
+            ValueError: an unknown option, or no tasks.
+        """
+        if unknown := sorted(set(options or {}) - {"task"}):
+            raise ValueError(f"reset options: expected only 'task', found {unknown}")
+        if not refs:
+            raise ValueError("this environment has no tasks in its split")
+        key = (options or {}).get("task")
+        if key is None:
+            return int(self.np_random.integers(len(refs)))
+        for index, ref in enumerate(refs):
+            if ref.key == key:
+                return index
+        raise KeyError(f"unknown task {key!r}; {nearest(str(key), [ref.key for ref in refs])}")
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Half a sentence that names the valid choice closest to `word`, for error messages."""
+    import difflib
+
+    choices = list(valid)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"did you mean {close[0]!r}? valid: {shown}" if close else f"valid: {shown}"

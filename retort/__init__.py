@@ -1,0 +1,26 @@
+"""A gym that answers back.
+
+`import retort` registers the built-in environments with Gymnasium, by name alone, and those that other distributions
+offer through the entry-point group `retort.envs` (entry name: the environment's id; value: `module:Class`). It loads
+neither torch nor any environment.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import gymnasium
+
+__version__ = "0.1.0"
+
+BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
+
+
+def _register() -> None:
+    offered = {entry.name: entry.value for entry in entry_points(group="retort.envs")}
+    for env_id, target in {**offered, **BUILT_IN}.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, entry_point=target, disable_env_checker=True)
+
+
+_register()

@@ -1,0 +1,227 @@
+"""The sandbox contract: what every backend offers and how it fails.
+
+A sandbox runs commands that nobody vouches for. Calls block; concurrent episodes call from threads. A backend that
+cannot enforce a requested limit refuses it with `UnsupportedLimit` and never ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sandbox may use. `None` means that no limit is asked for.
+
+    memory_mb: MiB, all processes together, files in memory included.
+    pids: processes and threads, all together.
+    cpus: cores, as a quota over all processes.
+    disk_mb: MiB of files, for each writable place.
+    wall_s: seconds for one `exec` or one `Terminal.run` that names no timeout of its own.
+    output_bytes: bytes kept of each stream; the rest is dropped and flagged, and endless output ends the command.
+    file_bytes: bytes in any one file.
+    network: only "none" exists.
+    """
+
+    memory_mb: int | None = 512
+    pids: int | None = 128
+    cpus: float | None = None
+    disk_mb: int | None = 64
+    wall_s: float = 30.0
+    output_bytes: int = 1_000_000
+    file_bytes: int | None = None
+    network: Literal["none"] = "none"
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """What one command did. `stdout` and `stderr` are the exact bytes, cut to `Limits.output_bytes`.
+
+    exit_code: the status, or None where a signal ended the command.
+    signal: the number of that signal, or None.
+    duration_s: seconds from start to end.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int | None
+    signal: int | None = None
+    duration_s: float = 0.0
+    timed_out: bool = False
+    oom_killed: bool = False
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        """`stdout` as text; bytes that are no UTF-8 become U+FFFD."""
+        return self.stdout.decode(errors="replace")
+
+
+class SandboxError(Exception):
+    """A sandbox could not do its part; never the fault of the command inside."""
+
+
+class SandboxUnavailable(SandboxError):
+    """This machine lacks what the backend needs; the message says how to get it and what works without."""
+
+
+class SandboxStartupError(SandboxError):
+    """The backend is here but this sandbox did not start; the message has the backend's own words."""
+
+
+class UnsupportedLimit(SandboxError, ValueError):
+    """A limit that was asked for cannot be enforced here; the message names it and why."""
+
+
+class ExecTimeout(SandboxError, TimeoutError):
+    """A command ran past its time and its whole process tree was ended. `partial` has its output so far."""
+
+    def __init__(self, message: str, partial: ExecResult) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class OutputLimitExceeded(SandboxError):
+    """Asked for with `check=True`: a stream grew past `Limits.output_bytes`."""
+
+
+class SandboxClosed(SandboxError):
+    """The sandbox was closed, or its inside died; it cannot be used again."""
+
+
+class Terminal(Protocol):
+    """A persistent interactive shell on a private PTY: `cd`, variables and functions last between commands."""
+
+    def run(self, command: str, *, timeout: float | None = None) -> ExecResult:
+        """Run one command line (several lines are allowed) and wait for its end.
+
+        stdout and stderr come interleaved in `stdout`, as a terminal shows them. At the timeout (seconds) the
+        foreground job is ended, `timed_out` is set and the shell is usable again.
+
+        Raises:
+            SandboxClosed: the sandbox is gone.
+        """
+        ...
+
+    def send(self, data: str | bytes) -> None:
+        """Type bytes, as they are (no newline is added)."""
+        ...
+
+    def read(self, timeout: float = 0.0) -> bytes:
+        """What has been printed since the last read, waiting up to `timeout` seconds for the first byte."""
+        ...
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        ...
+
+    def screen(self) -> str:
+        """The screen as a person would see it, full-screen programs included."""
+        ...
+
+    def close(self) -> None:
+        """End the shell and what it started. May be called again."""
+        ...
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """One isolated machine-let. Paths are those inside; relative ones start at the work folder `/work`."""
+
+    limits: Limits
+
+    def exec(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """Run a fresh process (a string goes through `bash -c`) and wait for it.
+
+        Raises:
+            ExecTimeout: after `timeout` seconds (default `limits.wall_s`); the whole tree has been ended.
+            OutputLimitExceeded: with `check`, when a stream was cut.
+            subprocess.CalledProcessError: with `check`, when the command failed.
+            SandboxClosed: the sandbox is gone.
+        """
+        ...
+
+    def read_file(self, path: str) -> bytes:
+        """Raises FileNotFoundError, IsADirectoryError, PermissionError, SandboxClosed."""
+        ...
+
+    def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a whole file; parents are made. Raises IsADirectoryError, PermissionError, OSError when full."""
+        ...
+
+    def list_dir(self, path: str = ".") -> list[str]:
+        """Names in a directory, sorted. Raises FileNotFoundError, NotADirectoryError."""
+        ...
+
+    def upload(self, source: Path, target: str) -> None:
+        """Copy a host file or folder in."""
+        ...
+
+    def download(self, source: str, target: Path) -> None:
+        """Copy a file or folder out; links that would lead outside `target` are refused."""
+        ...
+
+    def freeze(self) -> None:
+        """End every process inside, at once and for good, so that no agent's code runs while its work is graded."""
+        ...
+
+    def tree(self, path: str = ".") -> dict[str, FileState]:
+        """Every file, directory and link below `path`, by path relative to it, read by trusted code."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """The work folder as an archive that `restore` takes."""
+        ...
+
+    def restore(self, snapshot: bytes) -> None:
+        """Make the work folder what it was; anything else in it is removed."""
+        ...
+
+    def reset(self) -> None:
+        """As new: no process, file, shell state or IPC object of the last user is left.
+
+        Raises:
+            SandboxClosed: it could not be made clean; throw it away.
+        """
+        ...
+
+    def open_terminal(self, rows: int = 24, cols: int = 200) -> Terminal:
+        """A fresh shell in the work folder."""
+        ...
+
+    def capabilities(self) -> Mapping[str, str]:
+        """Layer to "active", or to "inactive: why"."""
+        ...
+
+    def close(self) -> None:
+        """End everything inside and free what the host holds for it. May be called again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class FileState:
+    """One entry of a tree. `mode` has the permission bits; `data` is a file's content or a link's target."""
+
+    kind: Literal["file", "directory", "link", "other"]
+    mode: int
+    data: bytes = b""
