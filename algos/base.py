@@ -74,8 +74,8 @@ class TokenBatch:
 class Credit:
     """What each token deserves; carries no gradient.
 
-    advantage: [B,T]. weight: named [B,T] tensors that the loss multiplies in. mask: named [B,T] bool tensors, such as the
-    tokens routed to one term. share: named numbers, such as a term's share of all tokens. metrics: for the log.
+    advantage: [B,T]. weight: named [B,T] tensors that the loss multiplies in. mask: named [B,T] bool tensors, such as
+    the tokens routed to one term. share: named numbers, such as a term's share of all tokens. metrics: for the log.
     """
 
     advantage: Tensor
