@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -118,6 +118,19 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TeacherOptions(Options):
+    """Which weights teach. A recipe with a teacher has these as its option `teacher`.
+
+    kind: "fixed" (the policy as training began), "ema" (its moving average) or "current".
+    rate: share of the new weights taken in at each update of an "ema" teacher, `theta_T <- (1 - rate) theta_T + rate theta`.
+    every: updates of the student for one of the teacher.
+    """
+
+    kind: Literal["fixed", "ema", "current"] = "fixed"
+    rate: float = Field(default=0.05, ge=0, le=1)
+    every: int = Field(default=1, ge=1)
+
+
 class Views(Protocol):
     """Builds what the teacher sees for one group of episodes of the same task.
 
@@ -152,8 +165,7 @@ class Recipe:
 
     support: which vocabulary entries the loss looks at beside the sampled token; `k` of them, from `Options.k`.
     teacher_entropy: whether the loss needs the teacher's entropy over the full vocabulary.
-    teacher: "fixed" (the policy as training began), "ema", "current" or "none".
-    channels: N. rollouts: whether training data are the policy's own episodes (else expert traces).
+    channels: N, the number of teachers; with any, the options have a field `teacher: TeacherOptions`. rollouts: whether training data are the policy's own episodes (else expert traces).
     """
 
     options: type[Options]
@@ -161,7 +173,6 @@ class Recipe:
     loss: Callable[[TokenBatch, Credit, Student, Any], tuple[Term, ...]]
     views: Views = no_views
     support: Support = "sampled"
-    teacher: Literal["fixed", "ema", "current", "none"] = "none"
     teacher_entropy: bool = False
     channels: int = 0
     rollouts: bool = True
