@@ -122,7 +122,7 @@ class TeacherOptions(Options):
     """Which weights teach. A recipe with a teacher has these as its option `teacher`.
 
     kind: "fixed" (the policy as training began), "ema" (its moving average) or "current".
-    rate: share of the new weights taken in at each update of an "ema" teacher, `theta_T <- (1 - rate) theta_T + rate theta`.
+    rate: share of the new weights that an "ema" teacher takes in, `theta_T <- (1 - rate) theta_T + rate theta`.
     every: updates of the student for one of the teacher.
     """
 
@@ -165,7 +165,8 @@ class Recipe:
 
     support: which vocabulary entries the loss looks at beside the sampled token; `k` of them, from `Options.k`.
     teacher_entropy: whether the loss needs the teacher's entropy over the full vocabulary.
-    channels: N, the number of teachers; with any, the options have a field `teacher: TeacherOptions`. rollouts: whether training data are the policy's own episodes (else expert traces).
+    channels: N, the number of teachers; with any, the options have a field `teacher: TeacherOptions`.
+    rollouts: whether training data are the policy's own episodes (else expert traces).
     """
 
     options: type[Options]

@@ -160,7 +160,8 @@ def with_teacher(
 
     count = placed([torch.ones(len(view.covers)) for view in views])
     logp = placed([score.logp for score in scores])
-    assert count is not None and logp is not None
+    assert count is not None
+    assert logp is not None
     if int(count.sum()) != sum(len(view.covers) for view in views):
         raise ValueError("two teacher views of one channel cover the same token")
     mask = (count > 0) & torch.isfinite(logp)
