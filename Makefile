@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
+
+.PHONY: install sandbox demo test lint bench clean
+
+install: sandbox $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+# The sandbox needs bubblewrap, and a system Python and libseccomp beside it; Debian has all three.
+sandbox:
+	@if command -v bwrap >/dev/null && [ -x /usr/bin/python3 ]; then :; \
+	elif [ -n "$(ROOT)" ]; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap python3-minimal libseccomp2 util-linux; \
+	else \
+		echo "bubblewrap is missing: 'sudo apt-get install bubblewrap python3-minimal libseccomp2' (Debian, Ubuntu)."; \
+		echo "Without it only sandbox=unsafe works, which isolates nothing."; \
+	fi
+
+demo: install
+	$(BIN)/retort demo --seed $(SEED)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,184 @@
+"""One configuration for a run: complete, resolved, and strict about every key.
+
+Keys are set as `key=value`. A key is written in full (`learner.lr`, `options.teacher.rate`) or by its last part where
+only one key ends so (`lr`, `rate`). Values are read as TOML where they can be, else as text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import retort.algos
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from retort.algos.base import Options, Recipe
+from retort.algos.learner import LearnerOptions
+from retort.algos.traces import TraceOptions
+from retort.envs.base import nearest
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be meant; the message says what was expected and what was found."""
+
+
+class SamplingOptions(BaseModel):
+    """How training episodes are sampled. Training needs the whole distribution: there is no top-p and no top-k."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(default=1.0, gt=0)
+    turn_tokens: int = Field(default=64, ge=1)
+    context_tokens: int = Field(default=1024, ge=8)
+
+
+class TrainConfig(BaseModel):
+    """Everything a run depends on. What is random is derived from `seed` and the number of the step.
+
+    steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
+    feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
+    checkpoint_every, keep: steps between checkpoints, and how many of them stay. threads: of torch; 0 leaves its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    env: str = "retort/Shell-v0"
+    env_args: dict[str, Any] = {}
+    model: str = "tiny"
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=60, ge=1)
+    prompts: int = Field(default=16, ge=1)
+    group_size: int = Field(default=8, ge=1)
+    concurrency: int = Field(default=32, ge=1)
+    feedback: Literal["own", "shuffled", "none"] = "own"
+    checkpoint_every: int = Field(default=10, ge=1)
+    keep: int = Field(default=2, ge=1)
+    store_rollouts: bool = True
+    threads: int = Field(default=0, ge=0)
+    wandb: Literal["off", "offline", "online"] = "off"
+    sampling: SamplingOptions = SamplingOptions()
+    traces: TraceOptions = TraceOptions()
+    learner: LearnerOptions = LearnerOptions()
+    options: SerializeAsAny[Options] = Options()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_recipe(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(options := data.get("options", {}), Mapping):
+            return {**data, "options": load_recipe(str(data.get("recipe"))).options.model_validate(dict(options))}
+        return data
+
+
+def recipes() -> list[str]:
+    """Names of all modules in `retort.algos` that define RECIPE."""
+    names = (module.name for module in pkgutil.iter_modules(retort.algos.__path__))
+    return sorted(name for name in names if hasattr(importlib.import_module(f"retort.algos.{name}"), "RECIPE"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe in `retort/algos/<name>.py`, or in any module by its dotted path.
+
+    Raises:
+        ConfigError: there is no such module or it has no RECIPE; the message lists the right names.
+    """
+    path = name if "." in name else f"retort.algos.{name}"
+    try:
+        recipe = getattr(importlib.import_module(path), "RECIPE", None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(error.name + ".")):
+            raise
+        recipe = None
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"unknown recipe {name!r}; {nearest(name, recipes())}")
+    return recipe
+
+
+def resolve(base: Mapping[str, Any], settings: Iterable[str] = ()) -> TrainConfig:
+    """The configuration that `base` (nested) and then `settings` (`key=value`) describe.
+
+    Raises:
+        ConfigError: an unknown or ambiguous key, or a value that does not fit, by name.
+    """
+    tree: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    recipe = load_recipe(str(tree.get("recipe")))
+    keys = list(_keys(TrainConfig, recipe.options))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, found {setting!r}")
+        _put(tree, _full_key(key.strip(), keys), _value(value.strip()))
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, keys)) from error
+
+
+def read(path: Path) -> TrainConfig:
+    """The configuration of a run from its `config.toml`. Raises ConfigError when it is not one."""
+    try:
+        return resolve(tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected TOML, found {error}") from error
+
+
+def dump(config: TrainConfig) -> dict[str, Any]:
+    """As plain nested data for TOML, which has no null: what is None is left out."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items() if item is not None}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    result: dict[str, Any] = plain(config.model_dump(mode="json"))
+    return result
+
+
+def _keys(model: type[BaseModel], options: type[Options], prefix: str = "") -> Iterable[str]:
+    for name, info in model.model_fields.items():
+        kind = options if model is TrainConfig and name == "options" else info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _keys(kind, options, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _full_key(key: str, keys: list[str]) -> str:
+    if key in keys or key.partition(".")[0] == "env_args":
+        return key
+    found = [full for full in keys if full.endswith("." + key)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"the key {key!r} is ambiguous; expected one of {', '.join(found)}")
+    raise ConfigError(f"unknown key {key!r}; {nearest(key, [*keys, *(full.rpartition('.')[2] for full in keys)])}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        branch = tree.get(part)
+        tree[part] = dict(branch) if isinstance(branch, Mapping) else {}
+        tree = tree[part]
+    tree[last] = value
+
+
+def _explain(error: ValidationError, keys: list[str]) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where!r}; {nearest(where, keys)}")
+        else:
+            lines.append(f"{where or 'configuration'}: {fault['msg']}, found {fault['input']!r}")
+    return "; ".join(lines)

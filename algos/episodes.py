@@ -1,0 +1,65 @@
+"""Where a training step's episodes come from: the policy's own rollouts, or expert traces.
+
+Both are functions of the step's number, so that a resumed run draws what the other would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from retort.agents.base import Trajectory
+from retort.agents.rollout import EpisodeRequest, Runner
+from retort.envs.base import TaskRef
+
+Progress = Callable[[int], None]
+Item = TypeVar("Item")
+
+
+class Episodes(Protocol):
+    """Gives the episodes of step `step`; calls `progress` with the number done as it goes."""
+
+    def __call__(self, step: int, progress: Progress) -> list[Trajectory]: ...
+
+
+def seed_of(*path: int) -> int:
+    """A 63-bit seed derived from the run's seed and the place it is for."""
+    return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> 1)
+
+
+def drawn(items: Sequence[Item], count: int, step: int, seed: int) -> list[Item]:
+    """`count` items for one step: all are gone through in a seeded order, then again in another."""
+    places = range(step * count, (step + 1) * count)
+    epochs = {place // len(items) for place in places}
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(items)) for epoch in epochs}
+    return [items[int(orders[place // len(items)][place % len(items)])] for place in places]
+
+
+def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, group_size: int, seed: int) -> Episodes:
+    """Groups of `group_size` episodes of `prompts` tasks, sampled from the policy as it is."""
+
+    def episodes(step: int, progress: Progress) -> list[Trajectory]:
+        requests = [
+            EpisodeRequest(
+                task=task.key,
+                seed=seed_of(seed, step, number, member),
+                group=number,
+                episode=f"{step}-{number}-{member}",
+            )
+            for number, task in enumerate(drawn(tasks, prompts, step, seed))
+            for member in range(group_size)
+        ]
+        return runner.run(requests, on_done=lambda _: progress(1))
+
+    return episodes
+
+
+def expert_traces(rows: Sequence[Trajectory], *, count: int, seed: int) -> Episodes:
+    """`count` of the given rows a step, all gone through in a seeded order before any comes again."""
+
+    def episodes(step: int, progress: Progress) -> list[Trajectory]:
+        progress(count)
+        return drawn(rows, count, step, seed)
+
+    return episodes

@@ -1,0 +1,189 @@
+"""The training loop: the data flow from episodes to updated weights, one step after another.
+
+    episodes -> guard -> rows -> batch -> student scores -> teacher views -> teacher scores -> credit -> loss -> update
+
+A step is a function of the run's configuration, its number and the state in the last checkpoint, so that a run that was
+killed goes on from there and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from retort.agents import store
+from retort.agents.base import Trajectory
+from retort.agents.scoring import Scored, score_tokens
+from retort.algos.base import Recipe, TokenBatch
+from retort.algos.batch import Rows, collate, flatten, with_proximal, with_teacher
+from retort.algos.config import TrainConfig, load_recipe
+from retort.algos.runs import Run
+from retort.algos.setup import Parts, assemble, restore, save
+from retort.feedback.base import TeacherView, guard
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+Watch = Callable[[str, int, dict[str, Any]], None]
+
+
+def train(run: Run, watch: Watch = lambda stage, done, metrics: None) -> Path:
+    """Trains from the last whole checkpoint to the end and returns the folder of the last one.
+
+    watch: called with ("episode", 1, {}) as episodes end and with ("step", number, metrics) after each update.
+
+    Raises:
+        ConfigError: the configuration asks for what cannot be had here.
+        CheckpointError: the newest checkpoint is not whole.
+        LeakError: privileged text reached the student.
+    """
+    config, recipe = run.config, load_recipe(run.config.recipe)
+    with assemble(run, recipe, watch) as parts:
+        start = restore(run, parts)
+        run.rewind(start)
+        for step in range(start, config.steps):
+            metrics = train_step(run, recipe, parts, step, watch)
+            run.log(metrics)
+            watch("step", step + 1, metrics)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                run.save(step + 1, lambda folder: save(folder, parts))
+    return run.checkpoints()[-1]
+
+
+def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) -> dict[str, Any]:
+    """One update; returns what it measured."""
+    config, clock = run.config, Clock()
+    with clock.stage("rollout"):
+        played = parts.episodes(step, lambda done: watch("episode", done, {}))
+    trajectories = [trajectory for trajectory in played if trajectory.usable]
+    metrics = _outcome(played)
+    if recipe.rollouts:
+        guard(trajectories, parts.chat.tokenizer)
+        if config.store_rollouts:
+            store.write(run.rollouts(step + 1), played)
+    if not any(trajectory.sampled_tokens for trajectory in trajectories):
+        return {"step": step + 1, **metrics, "skipped": "no usable episode has a model token", "seconds": clock.seconds}
+    rows = flatten(trajectories)
+    batch = collate(trajectories, rows)
+    if recipe.rollouts:
+        with clock.stage("student"):
+            batch = with_proximal(batch, rows, student_scores(recipe, config, parts, rows, batch))
+        with clock.stage("teacher"):
+            views = teacher_views(recipe, config, parts, trajectories, rows, step)
+            batch = with_teacher(batch, views, teacher_scores(recipe, config, parts, views, batch), recipe.channels)
+            metrics |= _coverage(batch)
+    with clock.stage("update"):
+        credit = recipe.credit(batch, config.options)
+        stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+    if parts.teacher is not None and not stats.skipped:
+        parts.teacher.follow()
+    parts.policy.version = step + 1
+    return {
+        "step": step + 1,
+        **metrics,
+        **stats.metrics(),
+        **credit.metrics,
+        **{f"share_{name}": share for name, share in credit.share.items()},
+        "seconds": clock.seconds,
+    }
+
+
+@torch.no_grad()
+def student_scores(
+    recipe: Recipe, config: TrainConfig, parts: Parts, rows: Rows, batch: TokenBatch
+) -> list[Scored]:
+    """The learner's scores of its own tokens before the update; its top `k` fix the support where a loss needs one."""
+    vocabulary = parts.learner.model.get_output_embeddings().weight.shape[0]
+    k = {"sampled": 0, "teacher": 0, "full": vocabulary}.get(recipe.support, getattr(config.options, "k", 0))
+    return score_tokens(
+        parts.learner.model,
+        rows.sequences,
+        rows.positions,
+        k=min(k, vocabulary),
+        temperature=batch.temperature.tolist(),
+        max_tokens=config.learner.micro_tokens,
+    )
+
+
+def teacher_views(
+    recipe: Recipe, config: TrainConfig, parts: Parts, trajectories: Sequence[Trajectory], rows: Rows, step: int
+) -> list[TeacherView]:
+    """What the teacher sees of each group. Shuffled feedback is another group's, by a seeded rotation."""
+    if parts.teacher is None or config.feedback == "none":
+        return []
+    order = sorted({trajectory.group for trajectory in trajectories})
+    members = {group: [i for i, item in enumerate(trajectories) if item.group == group] for group in order}
+    turn = int(np.random.default_rng([config.seed, step]).integers(1, len(order))) if len(order) > 1 else 0
+    found: list[TeacherView] = []
+    for place, group in enumerate(order):
+        giver = order[(place + turn) % len(order)] if config.feedback == "shuffled" else group
+        found += recipe.views(
+            [trajectories[index] for index in members[group]],
+            [trajectories[index] for index in members[giver]],
+            [rows.of[index] for index in members[group]],
+            parts.chat,
+            config.options,
+        )
+    return found
+
+
+def teacher_scores(
+    recipe: Recipe, config: TrainConfig, parts: Parts, views: Sequence[TeacherView], batch: TokenBatch
+) -> list[Scored]:
+    """The teacher's scores of the student's tokens, at the student's support and the student's temperature."""
+    if parts.teacher is None or not views:
+        return []
+    support = batch.support_ids
+    return parts.teacher.score(
+        views,
+        ids=None if support is None else [support[view.row, torch.from_numpy(view.covers)] for view in views],
+        entropy=recipe.teacher_entropy,
+        temperature=[float(batch.temperature[view.row]) for view in views],
+        max_tokens=config.learner.micro_tokens,
+    )
+
+
+def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
+    usable = [trajectory for trajectory in played if trajectory.usable]
+    groups: dict[int, set[float]] = {}
+    for trajectory in usable:
+        groups.setdefault(trajectory.group, set()).add(trajectory.reward)
+    count = max(len(usable), 1)
+    return {
+        "episodes": len(played),
+        "infrastructure_failures": len(played) - len(usable),
+        "tokens": sum(trajectory.sampled_tokens for trajectory in usable),
+        "reward": sum(trajectory.reward for trajectory in usable) / count,
+        "success": sum(bool(trajectory.success) for trajectory in usable) / count,
+        "truncated": sum(trajectory.truncated for trajectory in usable) / count,
+        "turns": sum(len(trajectory.turns) for trajectory in usable) / count,
+        "groups_of_equal_reward": sum(len(rewards) == 1 for rewards in groups.values()) / max(len(groups), 1),
+        "prefix_breaks": sum(len(trajectory.rows) - 1 for trajectory in usable),
+    }
+
+
+def _coverage(batch: TokenBatch) -> dict[str, float]:
+    tokens = max(int(batch.mask.sum()), 1)
+    gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs()
+    covered = int(batch.teacher_mask.any(0).sum()) if batch.teacher_mask.shape[0] else 0
+    return {"sampler_gap_nats": float(gap.max()), "teacher_coverage": covered / tokens}
