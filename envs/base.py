@@ -147,6 +147,14 @@ class TextEnv(gymnasium.Env[str, str]):
         """Plausible wrong plans for the current task, each a list of actions that does not score 1. May be empty."""
         return ()
 
+    def follow(self, plan: Sequence[str], turn: int, observation: str) -> str:
+        """The action that a plan of `near_misses()` takes at the 0-based `turn`, after reading `observation`.
+
+        An environment whose plans hold placeholders fills them in here, so that any script can play any plan.
+        """
+        del observation
+        return plan[turn]
+
     def backend(self) -> str:
         """What the actions run in, for provenance: the sandbox backend's name, or "none"."""
         return "none"

@@ -1,0 +1,309 @@
+"""`retort/Shell-v0`: real shell commands on real files, in a sandbox, graded from outside.
+
+The first observation is an instruction. An action is one line of text: `done`, `submit WORD`, or a shell command, whose
+output (and exit code, when it is not 0) is the next observation. The terminal is the same for a whole episode.
+
+The reward is 1 when the episode was ended with `done` or `submit WORD`, the work folder is exactly as it should be and
+the word is right; anything else gives 0. Out of turns: truncated, reward 0. Grading reads the files after every process
+of the agent has been ended, so nothing of the agent's takes part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium.error import ResetNeeded
+from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, nearest
+from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
+from retort.sandboxes.base import ExecResult, FileState, Limits, Sandbox, SandboxClosed, Terminal
+
+PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
+LOST = "the shell is gone"
+
+
+def _bwrap(wall_s: float) -> Sandbox:
+    from retort.sandboxes.bwrap import BwrapSandbox
+
+    return BwrapSandbox(limits=Limits(wall_s=wall_s))
+
+
+def _unsafe(wall_s: float) -> Sandbox:
+    from retort.sandboxes.unsafe import UnsafeSandbox
+
+    return UnsafeSandbox(i_understand=True, limits=Limits(memory_mb=None, pids=None, disk_mb=None, wall_s=wall_s))
+
+
+SANDBOXES: Mapping[str, Callable[[float], Sandbox]] = {"bwrap": _bwrap, "unsafe": _unsafe}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """goal: the named files are as they should be. untouched: all others are as they were. answer: the right word was
+    submitted, or, where there is nothing to submit, `done` was said. verdict: what was expected and what was found.
+    """
+
+    goal: bool
+    untouched: bool
+    answer: bool
+    verdict: str
+
+    @property
+    def components(self) -> dict[str, float]:
+        return {"goal": float(self.goal), "untouched": float(self.untouched), "answer": float(self.answer)}
+
+    @property
+    def success(self) -> bool:
+        return self.goal and self.untouched and self.answer
+
+
+class ShellEnv(TextEnv):
+    """Small jobs on files, done by shell commands.
+
+    split: "train", "validation" or "test". sandbox: "bwrap", or "unsafe", which runs the agent's commands on this
+    machine with nothing around them: naming it is the acknowledgement. max_turns: actions in an episode, the last word
+    included. families: which of `FAMILIES`; None is all that the split has (`HELD_OUT` is never in training).
+    observation_chars: terminal output shown after a command; None leaves it to the task. explain: the first observation
+    also says how to act, for models that were not taught. command_s: seconds before a command is ended.
+
+    Raises:
+        ValueError: an unknown value, with the nearest valid one.
+        SandboxError: from `reset`, when no sandbox can be started.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        sandbox: str = "bwrap",
+        max_turns: int = 4,
+        families: Sequence[str] | None = None,
+        observation_chars: int | None = None,
+        explain: bool = False,
+        command_s: float = 10.0,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
+        if sandbox not in SANDBOXES:
+            raise ValueError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), SANDBOXES)}")
+        for name, value in (
+            ("max_turns", max_turns),
+            ("observation_chars", observation_chars),
+            ("command_s", command_s),
+        ):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: expected a number above 0, found {value}")
+        self.split, self.sandbox, self.max_turns, self.explain = split, sandbox, max_turns, explain
+        self.families = _families(split, families)
+        self.observation_chars, self.command_s = observation_chars, command_s
+        self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
+        self._refs: dict[str, TaskRef] = {}
+        self._room: Sandbox | None = None
+        self._terminal: Terminal | None = None
+        self._task: Task | None = None
+        self._turn = 0
+
+    def tasks(self) -> Sequence[TaskRef]:
+        self._refs = self._refs or task_refs(self.families, self.split)
+        return tuple(self._refs.values())
+
+    def backend(self) -> str:
+        return self.sandbox
+
+    def gold(self, observation: str) -> str:
+        """The next action of the gold plan; right as long as the episode has followed it so far."""
+        return self.follow(self._current().gold, self._turn, observation)
+
+    def near_misses(self) -> Sequence[Sequence[str]]:
+        """Natural mistakes for the current task. The last action may be SUBMIT_OUTPUT: play them through `follow`."""
+        return self._current().near_misses
+
+    def follow(self, plan: Sequence[str], turn: int, observation: str) -> str:
+        """As in the contract; SUBMIT_OUTPUT becomes the first word of the observation, and a plan's end is `done`."""
+        action = plan[turn] if turn < len(plan) else "done"
+        if action != SUBMIT_OUTPUT:
+            return action
+        return f"submit {observation.split()[0]}" if observation.split() else "done"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        refs = self.tasks()
+        key = (options or {}).get("task")
+        # A known key needs no search through thousands of tasks.
+        ref = self._refs[key] if key in self._refs and len(options or {}) == 1 else refs[self.pick(refs, options)]
+        self._task, self._turn, self._terminal = None, 0, None
+        job = task(ref.key)
+        room = self._fresh_room()
+        for name, state in job.files.items():
+            room.write_file(name, state.data, mode=state.mode)
+        self._terminal = room.open_terminal()
+        self._task = job
+        text = f"{PROTOCOL}\n{job.instruction}" if self.explain else job.instruction
+        return text, {**self._info(), "tools": []}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._current()
+        if self._terminal is None:
+            raise ResetNeeded("the episode has ended: call reset before step")
+        if not isinstance(action, str):
+            raise TypeError(f"action: expected a line of text, found {type(action).__name__}")
+        turn, self._turn = self._turn, self._turn + 1
+        word = action.strip()
+        if word == "done" or word.split()[:1] == ["submit"]:
+            return self._end("", (), word.removeprefix("submit").strip() if word != "done" else None, said=True)
+        try:
+            observation = self._run(self._terminal, action)
+        except SandboxClosed:  # while its own command ran: the agent's doing
+            return self._end(LOST, (Feedback(LOST, Source.RUNTIME_ERROR, turn, True),), None, lost=True)
+        seen = (Feedback(observation, Source.TERMINAL_STATE, turn, True),) if observation else ()
+        if self._turn < self.max_turns:
+            return observation, 0.0, False, False, self._info(feedback=seen)
+        return self._end(observation, seen, None)
+
+    def close(self) -> None:
+        self._terminal = self._task = None
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+
+    def _current(self) -> Task:
+        if self._task is None:
+            raise ResetNeeded("there is no episode: call reset first")
+        return self._task
+
+    def _fresh_room(self) -> Sandbox:
+        """The warm sandbox made clean, or a new one."""
+        if self._room is not None:
+            try:
+                self._room.reset()
+                return self._room
+            except SandboxClosed:
+                self._room.close()
+        self._room = SANDBOXES[self.sandbox](self.command_s)
+        return self._room
+
+    def _run(self, terminal: Terminal, action: str) -> str:
+        if not self.action_space.contains(action):
+            return "command too long"
+        # No shell can be sent NUL, nor half a character.
+        result = terminal.run(action.replace("\0", "").encode(errors="replace").decode(), timeout=self.command_s)
+        return shown(result, self.observation_chars or self._current().budget)
+
+    def _end(
+        self,
+        observation: str,
+        seen: tuple[Feedback, ...],
+        answer: str | None,
+        *,
+        said: bool = False,
+        lost: bool = False,
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        job, room = self._current(), self._room
+        assert room is not None
+        self._terminal = None
+        if lost:
+            grade = Grade(False, False, False, "expected done; found no shell")
+        else:
+            room.freeze()
+            grade = graded(job, room.tree(), answer, said=said)
+        info = self._info(
+            feedback=(*seen, *lessons(job, grade, self._turn - 1)),
+            reward_components=grade.components,
+            success=grade.success,
+            failure=None if grade.success else Failure.POLICY,
+        )
+        return observation, float(grade.success), said or lost, not (said or lost), info
+
+    def _info(
+        self,
+        feedback: tuple[Feedback, ...] = (),
+        reward_components: Mapping[str, float] | None = None,
+        success: bool | None = None,
+        failure: Failure | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "feedback": feedback,
+            "reward_components": dict(reward_components or {}),
+            "success": success,
+            "failure": failure,
+            "task": self._current().ref,
+        }
+
+
+def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
+    offered = [name for name in FAMILIES if split != "train" or name not in HELD_OUT]
+    if asked is None:
+        return tuple(offered)
+    if isinstance(asked, str):
+        raise ValueError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
+    for name in asked:
+        if name in HELD_OUT and split == "train":
+            raise ValueError(f"family {name!r} is held out of training; it is in validation and test")
+        if name not in FAMILIES:
+            raise ValueError(f"unknown family {name!r}; {nearest(str(name), offered)}")
+    if not asked:
+        raise ValueError(f"families: expected at least one name; valid: {', '.join(offered)}")
+    return tuple(name for name in offered if name in asked)
+
+
+def shown(result: ExecResult, limit: int) -> str:
+    """Terminal output as an observation: at most `limit` characters of it, cut in the middle at a mark, and how the
+    command ended, unless that was exit code 0."""
+    text = result.text.rstrip("\n")
+    if len(text) > limit:
+        text = f"{text[: (limit + 1) // 2]} ... {text[len(text) - limit // 2 :]}"
+    end = (
+        "timed out" if result.timed_out
+        else f"signal {result.signal}" if result.signal
+        else f"exit {result.exit_code}" if result.exit_code
+        else ""
+    )  # fmt: skip
+    return f"{text}\n{end}" if text and end else text + end
+
+
+def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, said: bool) -> Grade:
+    """Compare a work folder and an answer with what the task wants. said: the agent ended the episode itself."""
+    paths = sorted({*job.files, *job.expected, *found})
+    wrong = [path for path in paths if found.get(path) != job.expected.get(path)]
+    asked = {path for path in paths if job.files.get(path) != job.expected.get(path)}
+    right = said and answer == job.answer
+    faults = [path for path in wrong if path in asked] + [path for path in wrong if path not in asked]
+    if faults:
+        verdict = _compare(faults[0], job.expected.get(faults[0]), found.get(faults[0]))
+    elif not right:
+        wanted = "done" if job.answer is None else f"submit {job.answer}"
+        given = "no end" if not said else "done" if answer is None else f"submit {' '.join(answer.split()[:3])}"
+        verdict = f"expected {wanted}; found {given}"
+    else:
+        verdict = "found as expected"
+    return Grade(not asked.intersection(wrong), asked.issuperset(wrong), right, verdict)
+
+
+def _compare(path: str, wanted: FileState | None, got: FileState | None) -> str:
+    """The first difference in one path, in few words."""
+    path = _brief(path.encode(errors="replace"))
+    if wanted is None:
+        return f"expected no {path}; found {path}"
+    if got is None:
+        return f"expected {path}; found {path} missing"
+    if wanted.kind != got.kind:
+        return f"expected {path} as {wanted.kind}; found {got.kind}"
+    if wanted.data != got.data:
+        return f"expected {path} with {_brief(wanted.data)}; found {_brief(got.data)}"
+    return f"expected {path} mode {wanted.mode:o}; found mode {got.mode:o}"
+
+
+def _brief(data: bytes) -> str:
+    words = data[:200].decode(errors="replace").split()
+    return " ".join([word[:12] for word in words[:4]] + ["..."] * (len(words) > 4)) or "nothing"
+
+
+def lessons(job: Task, grade: Grade, turn: int) -> tuple[Feedback, ...]:
+    """What a teacher may see at the end and the student never does."""
+    texts = [(Source.VERIFIER, grade.verdict)]
+    if not grade.success:
+        texts.append((Source.HINT, job.hint))
+    if job.answer is not None:
+        texts.append((Source.ANSWER, job.answer))
+    texts.append((Source.SOLUTION, "\n".join(job.gold)))
+    return tuple(Feedback(text, source, turn, visible=False) for source, text in texts)
