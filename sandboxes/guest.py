@@ -1,0 +1,374 @@
+"""The supervisor's end of a sandbox: everything that a backend offers once its init answers.
+
+A backend starts `init.py` in its own way, hands over the socket and says how to end it by force; the rest is here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from retort.sandboxes.base import (
+    ExecResult,
+    ExecTimeout,
+    FileState,
+    Limits,
+    OutputLimitExceeded,
+    SandboxClosed,
+)
+from retort.sandboxes.init import receive, send
+from retort.sandboxes.terminal import BashTerminal
+
+MiB = 1 << 20
+ANSWER_S = 30.0  # the longest that init may take over one request
+TREE_BYTES = 256 * MiB  # the most that is read out at once where `disk_mb` sets no bound
+BLOCK = 65536
+
+
+class Guest:
+    """A started sandbox, seen from outside. Backends derive from it and add how to start, to end and what is active."""
+
+    def __init__(self, limits: Limits, channel: socket.socket) -> None:
+        self.limits = limits
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._closed = ""
+        self._terminals: list[BashTerminal] = []
+        channel.settimeout(ANSWER_S)
+
+    # What a backend supplies.
+
+    def _kill(self) -> None:
+        """End everything inside by force, and free what the host holds."""
+        raise NotImplementedError
+
+    def _oom_kills(self) -> int:
+        """How many processes the memory limit has killed so far."""
+        return 0
+
+    def capabilities(self) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    # The conversation with init.
+
+    def _ask(
+        self, name: str, *arguments: object, blobs: Sequence[bytes] = (), fds: Sequence[int] = ()
+    ) -> tuple[Any, list[bytes], list[int]]:
+        with self._lock:
+            if self._closed:
+                raise SandboxClosed(self._closed)
+            try:
+                send(self._channel, [name, arguments], blobs, fds)
+                reply, data, got = receive(self._channel, _tree_bytes(self.limits) + 64 * MiB)
+            except (EOFError, OSError, ValueError) as error:
+                self._closed = f"the sandbox's init is gone or does not answer ({name}: {error!r})"
+                self._end()
+                raise SandboxClosed(self._closed) from error
+        if isinstance(reply, dict) and "errno" in reply:
+            raise OSError(reply["errno"], os.strerror(reply["errno"]), reply["path"])
+        return reply, data, got
+
+    def _end(self) -> None:
+        self._channel.close()
+        self._kill()
+
+    # Commands.
+
+    def exec(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> ExecResult:
+        argv = ["bash", "-c", cmd] if isinstance(cmd, str) else list(cmd)
+        limit = self.limits.wall_s if timeout is None else timeout
+        start, kills = time.monotonic(), self._oom_kills()
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(4)]
+        ours = [pipes[0][1], *(reader for reader, _ in pipes[1:])]
+        theirs = [pipes[0][0], *(writer for _, writer in pipes[1:])]
+        try:
+            reply, _, _ = self._ask("execute", argv, dict(env or {}), cwd or ".", fds=theirs)
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        if "refused" in reply:
+            for fd in ours:
+                os.close(fd)
+            words = f"{argv[0]}: {os.strerror(reply['refused'])}\n".encode()
+            result = ExecResult(b"", words, 126 if reply["refused"] != 2 else 127, duration_s=time.monotonic() - start)
+        else:
+            streams = _Streams(ours, stdin, self.limits.output_bytes)
+            ended = streams.wait(start + limit)
+            if not ended:
+                self.freeze()
+                streams.drain()
+            streams.close()
+            code = streams.code
+            result = ExecResult(
+                bytes(streams.kept[0]),
+                bytes(streams.kept[1]),
+                code if code is not None and code >= 0 else None,
+                -code if code is not None and code < 0 else None,
+                time.monotonic() - start,
+                timed_out=not ended and not streams.flooded,
+                oom_killed=self._oom_kills() > kills,
+                stdout_truncated=streams.cut[0],
+                stderr_truncated=streams.cut[1],
+            )
+            if result.timed_out:
+                raise ExecTimeout(f"the command ran for more than {limit} s and was ended: {cmd!r}", result)
+        if check and (result.stdout_truncated or result.stderr_truncated):
+            raise OutputLimitExceeded(f"more than {self.limits.output_bytes} bytes of output from {cmd!r}")
+        if check and result.exit_code != 0:
+            code = result.exit_code if result.exit_code is not None else -(result.signal or signal.SIGKILL)
+            raise subprocess.CalledProcessError(code, argv, result.stdout, result.stderr)
+        return result
+
+    def open_terminal(self, rows: int = 24, cols: int = 200) -> BashTerminal:
+        terminal = BashTerminal(self._shell, rows, cols, self.limits)
+        self._terminals.append(terminal)
+        return terminal
+
+    def _shell(self, rows: int, cols: int, startup: str) -> tuple[int, int, int]:
+        """Start a shell: (PTY master, pipe with its exit status, its pid inside)."""
+        status, status_in = os.pipe2(os.O_CLOEXEC)
+        try:
+            reply, _, fds = self._ask("terminal", rows, cols, startup, fds=[status_in])
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(status_in)
+        return fds[0], status, reply["pid"]
+
+    def freeze(self) -> None:
+        self._ask("freeze")
+
+    def reset(self) -> None:
+        for terminal in self._terminals:
+            terminal.close()
+        self._terminals.clear()
+        self._ask("reset")
+
+    # Files.
+
+    def read_file(self, path: str) -> bytes:
+        return self._ask("read", path)[1][0]
+
+    def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        self.write_files({path: data}, mode=mode)
+
+    def write_files(self, files: Mapping[str, bytes | str], *, mode: int = 0o644) -> None:
+        """Write several whole files in one go; as `write_file`."""
+        blobs = [data.encode() if isinstance(data, str) else data for data in files.values()]
+        self._ask("write", [(path, mode) for path in files], blobs=blobs)
+
+    def list_dir(self, path: str = ".") -> list[str]:
+        return cast(list[str], self._ask("names", path)[0])
+
+    def tree(self, path: str = ".") -> dict[str, FileState]:
+        entries, contents, _ = self._ask("tree", path)
+        return {
+            name: FileState(kind, mode, data) for (name, kind, mode, _), data in zip(entries, contents, strict=True)
+        }
+
+    def upload(self, source: Path, target: str) -> None:
+        if not source.is_dir():
+            self.write_file(target, source.read_bytes(), mode=source.stat().st_mode & 0o777)
+            return
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                name = os.path.join(target, path.relative_to(source))
+                self.write_file(name, path.read_bytes(), mode=path.stat().st_mode & 0o777)
+
+    def download(self, source: str, target: Path) -> None:
+        try:
+            tree = self.tree(source)
+        except NotADirectoryError:
+            target.write_bytes(self.read_file(source))
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        for name, found in tree.items():
+            path = target / name
+            if found.kind == "directory":
+                path.mkdir(exist_ok=True)
+            elif found.kind == "file":
+                path.write_bytes(found.data)
+                path.chmod(found.mode & 0o777)
+            else:
+                raise PermissionError(f"{name}: a {found.kind} is not taken out of a sandbox")
+
+    def snapshot(self) -> bytes:
+        entries, contents, _ = self._ask("tree", ".")
+        archive = io.BytesIO()
+        kinds = {"directory": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "file": tarfile.REGTYPE}
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for (name, kind, mode, mtime), data in zip(entries, contents, strict=True):
+                if kind not in kinds:
+                    continue
+                info = tarfile.TarInfo(name)
+                info.type, info.mode, info.pax_headers = kinds[kind], mode, {"RETORT.mtime_ns": str(mtime)}
+                if kind == "link":
+                    info.linkname = os.fsdecode(data)
+                else:
+                    info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return archive.getvalue()
+
+    def restore(self, snapshot: bytes) -> None:
+        entries, contents = [], []
+        with tarfile.open(fileobj=io.BytesIO(snapshot)) as tar:
+            for info in tar:
+                kind = "directory" if info.isdir() else "link" if info.issym() else "file"
+                mtime = int(info.pax_headers["RETORT.mtime_ns"])
+                entries.append((info.name, kind, info.mode, mtime))
+                file = tar.extractfile(info) if kind == "file" else None
+                contents.append(file.read() if file else os.fsencode(info.linkname))
+        self._ask("restore", entries, blobs=contents)
+
+    # The end.
+
+    def close(self) -> None:
+        for terminal in self._terminals:
+            terminal.close()
+        with self._lock:
+            if not self._closed:
+                self._closed = "the sandbox was closed"
+                self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Streams:
+    """The pipes of one running command: feeds stdin, keeps the first bytes of each stream, learns the status."""
+
+    def __init__(self, fds: list[int], stdin: bytes, limit: int) -> None:
+        self.stdin, *self.outputs, self.status = fds
+        self.left = memoryview(stdin)
+        self.limit = limit
+        self.kept = [bytearray(), bytearray()]
+        self.total = [0, 0]
+        self.cut = [False, False]
+        self.flooded = False
+        self.code: int | None = None
+        self.open = set(fds)
+        for fd in fds:
+            os.set_blocking(fd, False)
+        if not stdin:
+            self._shut(self.stdin)
+
+    def wait(self, deadline: float) -> bool:
+        """Until the command has ended and its pipes hold no more; False at the deadline or when it floods."""
+        while self.code is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or self.flooded:
+                return False
+            self._turn(left)
+        self.drain()
+        return True
+
+    def drain(self) -> None:
+        """Take what is in the pipes already; who still holds them is not waited for."""
+        if self.code is None:
+            self._turn(1.0, [self.status])
+        for place, fd in enumerate(self.outputs):
+            while fd in self.open and self._read(place, fd) and not self.flooded:
+                pass
+
+    def _turn(self, left: float, only: Sequence[int] = ()) -> None:
+        poll = select.poll()
+        for fd in only or self.open:
+            poll.register(fd, select.POLLOUT if fd == self.stdin else select.POLLIN)
+        for fd, _ in poll.poll(left * 1000):
+            if fd == self.stdin:
+                self._feed()
+            elif fd == self.status:
+                data = os.read(fd, 4)
+                self.code = struct.unpack("!i", data)[0] if data else -signal.SIGKILL
+                self._shut(fd)
+            else:
+                self._read(self.outputs.index(fd), fd)
+
+    def _feed(self) -> None:
+        try:
+            self.left = self.left[os.write(self.stdin, self.left[:BLOCK]) :]
+        except BrokenPipeError:
+            self.left = self.left[:0]
+        if not self.left:
+            self._shut(self.stdin)
+
+    def _read(self, place: int, fd: int) -> bool:
+        try:
+            data = os.read(fd, BLOCK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._shut(fd)
+            return False
+        self.total[place] += len(data)
+        kept = self.kept[place]
+        kept += data[: self.limit - len(kept)]
+        self.cut[place] = self.total[place] > self.limit
+        self.flooded = self.total[place] > max(8 * self.limit, MiB)
+        return True
+
+    def _shut(self, fd: int) -> None:
+        self.open.discard(fd)
+        os.close(fd)
+
+    def close(self) -> None:
+        for fd in list(self.open):
+            self._shut(fd)
+
+
+def configuration(
+    limits: Limits, fd: int, work: str, scratch: Sequence[str], *, alone: bool, env: Mapping[str, str]
+) -> str:
+    """What init is told at its start."""
+    rlimits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 1024, "RLIMIT_MSGQUEUE": 0}
+    if limits.pids is not None and alone:
+        rlimits["RLIMIT_NPROC"] = limits.pids + 1
+    if limits.file_bytes is not None or limits.disk_mb is not None:
+        rlimits["RLIMIT_FSIZE"] = min(limits.file_bytes or 1 << 62, (limits.disk_mb or 1 << 40) * MiB)
+    return json.dumps(
+        {
+            "fd": fd,
+            "work": work,
+            "scratch": list(scratch),
+            "alone": alone,
+            "tree_bytes": _tree_bytes(limits),
+            "env": dict(env),
+            "rlimits": rlimits,
+        }
+    )
+
+
+def _tree_bytes(limits: Limits) -> int:
+    return limits.disk_mb * MiB if limits.disk_mb is not None else TREE_BYTES

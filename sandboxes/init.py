@@ -1,0 +1,401 @@
+"""The first process inside a sandbox: it starts commands, serves files and makes the place clean again.
+
+It runs as a script (`python3 -I -S init.py CONFIG`), needs the standard library alone, and answers one supervisor on
+a private socket, request by request. The commands it starts never get that socket. As PID 1 of its own namespace it
+cannot be killed, stopped or traced from inside; when the socket closes it exits, and the namespace goes with it.
+
+A message is a header (sizes), a JSON object and raw bytes; file descriptors travel beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+HEADER = struct.Struct("!IQ")
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+TOO_MANY = 100_000  # entries in one tree
+
+
+def send(channel: socket.socket, message: object, blobs: Sequence[bytes] = (), fds: Sequence[int] = ()) -> None:
+    """Send one message; `fds` arrive as duplicates."""
+    text = json.dumps([message, [len(blob) for blob in blobs]]).encode()
+    data = b"".join([HEADER.pack(len(text), sum(map(len, blobs))), text, *blobs])
+    sent = socket.send_fds(channel, [data], list(fds)) if fds else channel.send(data)
+    if sent < len(data):
+        channel.sendall(memoryview(data)[sent:])
+
+
+def receive(channel: socket.socket, limit: int) -> tuple[Any, list[bytes], list[int]]:
+    """Take one message: (object, blobs, fds). Raises EOFError at the end, ValueError past `limit` bytes."""
+    head, fds, _, _ = socket.recv_fds(channel, HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
+    head += _exactly(channel, HEADER.size - len(head)) if len(head) < HEADER.size else b""
+    text_size, blob_size = HEADER.unpack(head)
+    if text_size + blob_size > limit:
+        raise ValueError(f"a message of {text_size + blob_size} bytes, more than {limit}")
+    message, sizes = json.loads(_exactly(channel, text_size))
+    body, blobs, start = memoryview(_exactly(channel, blob_size)), [], 0
+    for size in sizes:
+        blobs.append(bytes(body[start : start + size]))
+        start += size
+    return message, blobs, fds
+
+
+def _exactly(channel: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = channel.recv_into(view)
+        if not got:
+            raise EOFError("the other side is gone")
+        view = view[got:]
+    return data
+
+
+class Init:
+    """What the supervisor may ask for: the public methods, by name."""
+
+    def __init__(self, channel: socket.socket, config: dict[str, Any]) -> None:
+        self.channel = channel
+        self.work: str = config["work"]
+        self.scratch: list[str] = config["scratch"]
+        self.alone: bool = config["alone"]  # the only user of this PID namespace
+        self.tree_bytes: int = config["tree_bytes"]
+        self.env: dict[str, str] = config["env"]
+        self.watched: dict[int, int] = {}  # pid -> pipe that gets its status
+        self.proc = os.stat("/proc").st_dev
+
+    def serve(self) -> None:
+        """Answer until the supervisor closes its end."""
+        wake, wake_in = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(wake_in, False)
+        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if wake in ready:
+                os.read(wake, 4096)
+                self.reap()
+            if self.channel.fileno() in ready:
+                self.answer()
+
+    def answer(self) -> None:
+        (name, arguments), blobs, fds = receive(self.channel, 1 << 40)
+        try:
+            reply = getattr(self, name)(*arguments, blobs=blobs, fds=fds)
+            send(self.channel, *reply)
+            for fd in reply[2] if len(reply) > 2 else ():
+                os.close(fd)
+        except OSError as error:
+            send(self.channel, {"errno": error.errno, "path": error.filename or ""})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # --- processes
+
+    def reap(self) -> bool:
+        """Collect the dead and report those that were asked for; False when no child is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if not pid:
+                return True
+            if (pipe := self.watched.pop(pid, None)) is not None:
+                try:
+                    os.write(pipe, struct.pack("!i", os.waitstatus_to_exitcode(status)))
+                except BrokenPipeError:
+                    pass  # nobody waits for it any more
+                os.close(pipe)
+
+    def spawn(self, argv: list[str], env: dict[str, str], cwd: str, actions: list[tuple[Any, ...]], pipe: int) -> int:
+        """Start a session of its own; its exit status will be written to a duplicate of `pipe`."""
+        os.chdir(os.path.join(self.work, cwd))
+        try:
+            program = _find(argv[0], env.get("PATH", ""))
+            pid = os.posix_spawn(
+                program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=range(1, 32)
+            )
+        finally:
+            os.chdir("/")
+        self.watched[pid] = os.dup(pipe)
+        return pid
+
+    def execute(
+        self, argv: list[str], env: dict[str, str], cwd: str, *, blobs: list[bytes], fds: list[int]
+    ) -> tuple[object]:
+        """fds: stdin, stdout, stderr, status."""
+        os.stat(os.path.join(self.work, cwd, "."))
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds[:3])]
+        try:
+            return ({"pid": self.spawn(argv, self.env | env, cwd, actions, fds[3])},)
+        except OSError as error:
+            return ({"refused": error.errno},)
+
+    def terminal(
+        self, rows: int, cols: int, startup: str, *, blobs: list[bytes], fds: list[int]
+    ) -> tuple[object, list[bytes], list[int]]:
+        """A bash on a fresh PTY, which `startup` sets up; replies with the PTY's master. fds: status."""
+        master, slave = os.openpty()
+        script, script_in = os.pipe()
+        try:
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+            modes = termios.tcgetattr(slave)
+            modes[3] &= ~termios.ECHO
+            termios.tcsetattr(slave, termios.TCSANOW, modes)
+            os.write(script_in, startup.encode())
+            # A session's leader that opens a terminal gets it as its controlling terminal.
+            actions: list[tuple[Any, ...]] = [
+                (os.POSIX_SPAWN_DUP2, script, 9),
+                (os.POSIX_SPAWN_OPEN, 0, os.ttyname(slave), os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+            ]
+            argv = ["bash", "--noprofile", "--rcfile", "/dev/fd/9", "-i"]
+            env = self.env | {"TERM": "xterm-256color", "LINES": str(rows), "COLUMNS": str(cols)}
+            pid = self.spawn(argv, env, ".", actions, fds[0])
+        except OSError:
+            os.close(master)
+            raise
+        finally:
+            for fd in (slave, script, script_in):
+                os.close(fd)
+        return {"pid": pid}, [], [master]
+
+    def freeze(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """Kill everybody else and collect them until none is left."""
+        while self.reap():
+            for pid in self.others():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                pass
+        return ({},)
+
+    def others(self) -> list[int]:
+        """Whom to kill: everybody in the namespace or, in a shared one, all descendants."""
+        if self.alone:
+            return [-1]
+        found, todo = [], [os.getpid()]
+        while todo:
+            pid = todo.pop()
+            try:
+                with open(f"/proc/{pid}/task/{pid}/children") as children:
+                    below = [int(child) for child in children.read().split()]
+            except OSError:
+                continue
+            found += below
+            todo += below
+        return found
+
+    def reset(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """No process and no file."""
+        self.freeze(blobs=[], fds=[])
+        for folder in self.scratch:
+            empty(folder)
+        return ({},)
+
+    # --- files
+
+    def read(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object, list[bytes]]:
+        return {}, [self._read(os.path.join(self.work, path), self.tree_bytes)]
+
+    def _read(self, path: str, limit: int) -> bytes:
+        # O_NONBLOCK: a FIFO must not hang us; /proc is refused because there the words are about us.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            self._regular(os.fstat(fd), path)
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, "too large", path)
+        return data
+
+    def _regular(self, found: os.stat_result, path: str) -> None:
+        if stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.EISDIR, "a directory", path)
+        if not stat.S_ISREG(found.st_mode) or found.st_dev == self.proc:
+            raise OSError(errno.EACCES, "not a regular file", path)
+
+    def write(self, files: list[tuple[str, int]], *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """files: (path, mode), one blob each."""
+        for (name, mode), data in zip(files, blobs, strict=True):
+            self._write(os.path.join(self.work, name), mode, data)
+        return ({},)
+
+    def _write(self, path: str, mode: int, data: bytes) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                os.unlink(path)  # never write through a link that somebody inside laid
+        except FileNotFoundError:
+            pass
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb", buffering=0) as file:
+            self._regular(os.fstat(fd), path)
+            os.truncate(fd, 0)
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fchmod(fd, mode)
+
+    def names(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        return (sorted(os.listdir(os.path.join(self.work, path))),)
+
+    def tree(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object, list[bytes]]:
+        """Entries (path, kind, mode, mtime_ns), one blob each."""
+        entries, contents, left = [], [], self.tree_bytes
+        top = os.path.join(self.work, path)
+        os.listdir(top)
+        for name, found in walk(top):
+            where, kind, data = os.path.join(top, name), "other", b""
+            try:
+                if stat.S_ISDIR(found.st_mode):
+                    kind = "directory"
+                elif stat.S_ISLNK(found.st_mode):
+                    kind, data = "link", os.fsencode(os.readlink(where))
+                elif stat.S_ISREG(found.st_mode):
+                    kind, data = "file", self._read(where, left)
+            except FileNotFoundError:
+                continue  # gone since it was listed
+            except PermissionError:
+                os.chmod(where, stat.S_IMODE(found.st_mode) | 0o400)
+                try:
+                    data = self._read(where, left)
+                finally:
+                    os.chmod(where, stat.S_IMODE(found.st_mode))
+            left -= len(data)
+            entries.append((name, kind, stat.S_IMODE(found.st_mode), found.st_mtime_ns))
+            contents.append(data)
+        return entries, contents
+
+    def restore(self, entries: list[tuple[str, str, int, int]], *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """Make the work folder hold these entries and no others."""
+        empty(self.work)
+        for (name, kind, mode, _), data in zip(entries, blobs, strict=True):
+            path = os.path.join(self.work, name)
+            if kind == "directory":
+                os.makedirs(path, exist_ok=True)
+            elif kind == "link":
+                os.symlink(os.fsdecode(data), path)
+            else:
+                self._write(path, mode, data)
+        for name, kind, mode, mtime in reversed(entries):
+            path = os.path.join(self.work, name)
+            if kind == "directory":
+                os.chmod(path, mode)
+            os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
+        return ({},)
+
+
+def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below `top`, a directory before what is in it; closed directories are opened for the look."""
+    todo, count = [""], 0
+    while todo:
+        folder = todo.pop()
+        below = os.path.join(top, folder)
+        mode = stat.S_IMODE(os.lstat(below).st_mode)
+        closed = folder and mode & 0o500 != 0o500
+        if closed:
+            os.chmod(below, mode | 0o700)
+        try:
+            for name in sorted(os.listdir(below)):
+                count += 1
+                if count > TOO_MANY:
+                    raise OSError(errno.EFBIG, "too many entries", top)
+                path = os.path.join(folder, name)
+                found = os.lstat(os.path.join(top, path))
+                yield path, found
+                if stat.S_ISDIR(found.st_mode):
+                    todo.append(path)
+        finally:
+            if closed:
+                os.chmod(below, mode)
+
+
+def empty(top: str) -> None:
+    """Remove everything below `top`, however deep and whatever its permissions: directories move up, then go."""
+    os.chmod(top, 0o755)
+    base = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    moved = 0
+    try:
+        while names := os.listdir(base):
+            for name in names:
+                try:
+                    os.unlink(name, dir_fd=base)
+                    continue
+                except (IsADirectoryError, PermissionError):
+                    os.chmod(name, 0o700, dir_fd=base)
+                folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=base)
+                try:
+                    for below in os.listdir(folder):
+                        if stat.S_ISDIR(os.stat(below, dir_fd=folder, follow_symlinks=False).st_mode):
+                            os.chmod(below, 0o700, dir_fd=folder)
+                            moved += 1
+                            os.rename(below, f".{moved}.{os.urandom(8).hex()}", src_dir_fd=folder, dst_dir_fd=base)
+                        else:
+                            os.unlink(below, dir_fd=folder)
+                finally:
+                    os.close(folder)
+                os.rmdir(name, dir_fd=base)
+    finally:
+        os.close(base)
+
+
+def _find(program: str, path: str) -> str:
+    if "/" in program:
+        return program
+    for folder in path.split(":"):
+        if os.access(os.path.join(folder, program), os.X_OK):
+            return os.path.join(folder, program)
+    raise FileNotFoundError(errno.ENOENT, "no such program", program)
+
+
+def main() -> None:
+    config = json.loads(sys.argv[1])
+    channel = socket.socket(fileno=config["fd"])
+    channel.set_inheritable(False)
+    libc = ctypes.CDLL(None, use_errno=True)
+    option, value = (PR_SET_DUMPABLE, 0) if config["alone"] else (PR_SET_CHILD_SUBREAPER, 1)
+    if libc.prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for name, limit in config["rlimits"].items():
+        number = getattr(resource, name)
+        resource.setrlimit(number, (limit, limit))
+    os.chdir("/")
+    os.umask(0o022)
+    init = Init(channel, config)
+    send(channel, {"ready": os.getpid()})
+    try:
+        init.serve()
+    except EOFError:
+        if not init.alone:
+            init.reset(blobs=[], fds=[])
+            os.rmdir(init.work)
+
+
+if __name__ == "__main__":
+    main()
