@@ -281,7 +281,7 @@ def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, sai
 
 def _compare(path: str, wanted: FileState | None, got: FileState | None) -> str:
     """The first difference in one path, in few words."""
-    path = _brief(path.encode(errors="replace"))
+    path = path.encode(errors="replace").decode()[:24]
     if wanted is None:
         return f"expected no {path}; found {path}"
     if got is None:

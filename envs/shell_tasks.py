@@ -280,7 +280,7 @@ def _write_delete(draw: Draw) -> Sketch:
 
 def _copy_append(draw: Draw) -> Sketch:
     (a, b, c), (word,) = draw.names(3), draw.words(1)
-    files = {a: draw.text(), c: draw.text()}
+    files = {a: draw.text(but=[word]), c: draw.text()}
     wrong = (
         f"cp {a} {b}",
         f"cp {a} {b}; echo {word} > {b}",
