@@ -103,13 +103,18 @@ class Aggregate(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One summand of the loss: `weight * aggregate(value, mask)`. The learner supplies the global count."""
+    """One summand of the loss: `weight * aggregate(value, mask)`. The learner supplies the global count.
+
+    active: [B,T] bool, the tokens of `mask` whose value depends on the student (all, where None). The others still
+    count, but the learner need not compute them.
+    """
 
     name: str
     value: Tensor
     mask: Tensor
     weight: float
     aggregate: Aggregate
+    active: Tensor | None = None
 
 
 class Options(BaseModel):

@@ -1,0 +1,102 @@
+"""SDPO: the policy learns from itself with feedback in its prompt.
+
+    S, T = student and teacher on the student's k likeliest entries, all others as one bucket
+    M = (1-alpha) S + alpha T        D = (1-alpha) KL(S||M) + alpha KL(T||M); alpha 0: KL(T||S), 1: KL(S||T)
+    L = token-mean over tokens with a teacher of  min(exp(logp - proximal_logp), is_clip) w D
+
+w corrects for the engine that sampled. No reward and no advantage enter. Source: Huebotter et al. 2026,
+arXiv:2601.20802, and its authors' code.
+
+Changed: the support is fixed by the pass before the update, where the authors take it anew each mini-batch (the same
+with one update a batch); the bucket is summed over the other entries and so is right where the authors clamp its mass
+at 1e-7; the denominator is that of the whole batch and not of each micro-batch. Left out: the sampled-token variant and
+the trust-region teacher.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from retort.algos.aggregate import token_mean
+from retort.algos.base import Credit, Options, Recipe, Student, TeacherOptions, Term, TokenBatch
+from retort.algos.divergences import Rest, jsd, restrict, with_rest
+from retort.algos.grpo import Correction
+from retort.algos.surrogates import importance
+from retort.feedback.reprompt import Reprompt, views
+from torch import Tensor
+
+
+class DistillOptions(Options):
+    """k: entries of the student's support. alpha: of the divergence. rest: what becomes of the other entries.
+
+    is_clip: upper bound of the current-to-proximal ratio. teacher: whose weights teach. reprompt: what they read.
+    """
+
+    k: int = Field(default=100, ge=1)
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    rest: Rest = "tail"
+    is_clip: float = Field(default=2.0, gt=0)
+    teacher: TeacherOptions = TeacherOptions(kind="ema")
+    reprompt: Reprompt = Reprompt()
+
+
+class SDPOOptions(DistillOptions):
+    """With the correction for the policy that sampled."""
+
+    correction: Correction = Correction()
+
+
+def token_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, *, k: int, alpha: float, rest: Rest = "tail"
+) -> Tensor:
+    """[B,T] divergence from whole logits [B,T,V] over the student's k likeliest entries; the teacher has no gradient."""
+    student, teacher = student_logits.float().log_softmax(-1), teacher_logits.detach().float().log_softmax(-1)
+    ids = student.topk(min(k, student.shape[-1])).indices
+    return jsd(restrict(student, ids, rest=rest), restrict(teacher, ids, rest=rest), alpha)
+
+
+def credit(batch: TokenBatch, options: SDPOOptions) -> Credit:
+    """Which tokens have a teacher."""
+    taught = batch.mask & batch.teacher_mask[0]
+    share = taught.sum().item() / max(1, int(batch.mask.sum()))
+    return Credit(
+        advantage=torch.zeros_like(batch.behaviour_logp),
+        weight={"behaviour": options.correction.weight(batch)},
+        mask={"sdpo": taught},
+        metrics={"tokens_taught": share},
+    )
+
+
+def distil_terms(
+    batch: TokenBatch, credit: Credit, student: Student, options: DistillOptions, *, weight: float = 1.0
+) -> tuple[Term, ...]:
+    """The divergence from the teacher over `credit.mask["sdpo"]`; nothing where no teacher spoke in the whole batch.
+
+    Raises:
+        ValueError: a teacher spoke but the scores of the support are missing.
+    """
+    if batch.teacher_support_logp is None or batch.teacher_rest_logp is None:
+        if credit.mask["sdpo"].any():
+            raise ValueError("expected teacher_support_logp and teacher_rest_logp beside teacher_mask, found none")
+        return ()
+    if student.support_logp is None or student.rest_logp is None:
+        raise ValueError("expected the student's support_logp and rest_logp, found none")
+    mask = credit.mask["sdpo"]
+    ratio = importance(student.logp, batch.proximal_logp, mask, high=options.is_clip)
+    divergence = jsd(
+        with_rest(student.support_logp, student.rest_logp, rest=options.rest),
+        with_rest(batch.teacher_support_logp[0], batch.teacher_rest_logp[0], rest=options.rest).detach(),
+        options.alpha,
+    )
+    value = divergence * ratio * credit.weight["behaviour"]
+    if "entropy" in credit.weight:
+        value = value * credit.weight["entropy"]
+    return (Term("distil", value, mask, weight, token_mean),)
+
+
+def loss(batch: TokenBatch, credit: Credit, student: Student, options: SDPOOptions) -> tuple[Term, ...]:
+    """The divergence from the teacher."""
+    return distil_terms(batch, credit, student, options)
+
+
+RECIPE = Recipe(options=SDPOOptions, credit=credit, loss=loss, views=views, support="student", channels=1)
