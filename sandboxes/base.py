@@ -13,9 +13,16 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
 
+class Preferred(int):
+    """A limit to hold as far as this machine can; `capabilities()` says how far. A plain number is a demand instead."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one sandbox may use. `None` means that no limit is asked for.
+
+    The defaults are `Preferred`: `Limits()` works on a laptop without root, where nothing can hold the memory of all
+    processes together, and says so in `capabilities()`, while `Limits(memory_mb=512)` is refused there.
 
     memory_mb: MiB, all processes together, files in memory included.
     pids: processes and threads, all together.
@@ -27,14 +34,23 @@ class Limits:
     network: only "none" exists.
     """
 
-    memory_mb: int | None = 512
-    pids: int | None = 128
+    memory_mb: int | None = Preferred(512)
+    pids: int | None = Preferred(128)
     cpus: float | None = None
-    disk_mb: int | None = 64
+    disk_mb: int | None = Preferred(64)
     wall_s: float = 30.0
     output_bytes: int = 1_000_000
     file_bytes: int | None = None
     network: Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        """Raises UnsupportedLimit for a number that is not above 0, and for a network other than "none"."""
+        for name in ("memory_mb", "pids", "cpus", "disk_mb", "wall_s", "output_bytes", "file_bytes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UnsupportedLimit(f"{name}: expected a number above 0 or None, found {value!r}")
+        if self.network != "none":
+            raise UnsupportedLimit(f"network: expected 'none', the only one there is, found {self.network!r}")
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,10 @@ class Sandbox(Protocol):
         """Write a whole file; parents are made. Raises IsADirectoryError, PermissionError, OSError when full."""
         ...
 
+    def write_files(self, files: Mapping[str, bytes | str], *, mode: int = 0o644) -> None:
+        """Write several whole files in one go; as `write_file`."""
+        ...
+
     def list_dir(self, path: str = ".") -> list[str]:
         """Names in a directory, sorted. Raises FileNotFoundError, NotADirectoryError."""
         ...
@@ -180,7 +200,11 @@ class Sandbox(Protocol):
         ...
 
     def tree(self, path: str = ".") -> dict[str, FileState]:
-        """Every file, directory and link below `path`, by path relative to it, read by trusted code."""
+        """Every file, directory and link below `path`, by path relative to it, read by trusted code.
+
+        Raises FileNotFoundError, NotADirectoryError; OSError (EFBIG, ENAMETOOLONG) where it is too large or too deep
+        to take out, which is the doing of whoever is inside.
+        """
         ...
 
     def snapshot(self) -> bytes:

@@ -5,24 +5,24 @@ Nothing of the host is mounted but /usr, read-only; files go in and out through 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import select
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from retort.sandboxes import init, seccomp
-from retort.sandboxes.base import Limits, SandboxStartupError, SandboxUnavailable, UnsupportedLimit
-from retort.sandboxes.guest import Guest, MiB, configuration
+from retort.sandboxes import cgroups, init, seccomp
+from retort.sandboxes.base import Limits, SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.guest import Guest, MiB, configuration, demand
 
 START_S = 30.0
-UIDS = itertools.count(200_000)
+PYTHON = "/usr/bin/python3"
+FIRST_UID = 200_000
+NO_UID: tuple[int | None, socket.socket | None] = (None, None)
 PATH = "/usr/local/bin:/usr/bin:/bin"
 ENV = {"PATH": PATH, "HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
 ETC = {
@@ -42,14 +42,22 @@ class BwrapSandbox(Guest):
     """
 
     def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
-        if limits.network != "none":
-            raise UnsupportedLimit(f"network={limits.network!r}: only 'none' exists")
+        where = cgroups.tree()
+        self._layers = _layers(limits, where)
+        self._group: cgroups.Group | None = None
+        self._inner = -1
+        files = [_memfd(data) for data in (seccomp.program(), Path(init.__file__).read_bytes(), *ETC.values())]
         ours, theirs = socket.socketpair()
         info, info_in = os.pipe2(os.O_CLOEXEC)
-        files = [_memfd(data) for data in (seccomp.program(), Path(init.__file__).read_bytes(), *ETC.values())]
-        command = _command(limits, theirs.fileno(), info_in, files)
         log = os.memfd_create("bwrap", os.MFD_CLOEXEC)
+        uid, self._claim = _unique_uid() if os.geteuid() == 0 else NO_UID
         try:
+            command = _command(limits, uid, theirs.fileno(), info_in, files)
+            if where:
+                cgroups.sweep(where)
+                self._group = cgroups.make(where, limits)
+                joins = [f"echo $$ > {shlex.quote(str(file))}" for file in self._group.joins()]
+                command = ["/bin/sh", "-c", " && ".join([*joins, 'exec "$@"']), "sh", *command]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -59,23 +67,23 @@ class BwrapSandbox(Guest):
                 pass_fds=[theirs.fileno(), info_in, *files],
                 cwd="/",
             )
-        finally:
             theirs.close()
-            for fd in (info_in, *files):
-                os.close(fd)
-        self._inner = -1
-        try:
+            os.close(info_in)
+            info_in = -1
             ours.settimeout(START_S)
             init.receive(ours, MiB)
             self._inner = os.pidfd_open(json.loads(_until_end(info))["child-pid"])
-        except (EOFError, OSError, ValueError) as error:
+        except BaseException as error:
             ours.close()
             self._kill()
+            if not isinstance(error, EOFError | OSError | ValueError):
+                raise
             words = os.pread(log, 4096, 0).decode(errors="replace").strip()
-            raise SandboxStartupError(f"bubblewrap did not start: {words or error!r}") from error
+            raise SandboxStartupError(f"bubblewrap did not start a sandbox: {words or error!r}") from error
         finally:
-            os.close(info)
-            os.close(log)
+            theirs.close()
+            for fd in (info, log, *files, *([info_in] if info_in >= 0 else [])):
+                os.close(fd)
         super().__init__(limits, ours)
 
     def _kill(self) -> None:
@@ -86,12 +94,56 @@ class BwrapSandbox(Guest):
                 pass
             os.close(self._inner)
             self._inner = -1
-        else:
-            self._process.kill()
-        self._process.wait(START_S)
+        if hasattr(self, "_process"):
+            try:
+                self._process.wait(START_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._group:
+            self._group.remove()
+            self._group = None
+        if self._claim:
+            self._claim.close()
+
+    def _oom_kills(self) -> int:
+        return self._group.oom_kills() if self._group else 0
 
     def capabilities(self) -> Mapping[str, str]:
-        return {"namespaces": "active", "seccomp": "active"}
+        return dict(self._layers)
+
+
+def _layers(limits: Limits, where: cgroups.Tree | None) -> dict[str, str]:
+    """What holds here. Raises UnsupportedLimit for a demand that nothing here can meet."""
+    layers = dict.fromkeys(("namespaces", "network", "seccomp", "capabilities dropped", "disk_mb", "pids"), "active")
+    layers["uid"] = "active" if os.geteuid() == 0 else "inactive: without root the sandbox runs as your own user"
+    if limits.disk_mb is None:
+        layers["disk_mb"] = "inactive: not asked for"
+    if limits.pids is None:
+        layers["pids"] = "inactive: not asked for"
+    for name, controller, rest in (
+        ("memory_mb", "memory", "only each process by itself is held to it"),
+        ("cpus", "cpu", "nothing else limits cores"),
+    ):
+        held = where is not None and controller in where.parents and getattr(limits, name) is not None
+        why = f"no cgroup with the {controller} controller may be made here; {rest}"
+        layers[name] = "active" if held else demand(limits, name, why)
+    return layers
+
+
+def _unique_uid() -> tuple[int, socket.socket]:
+    """A uid that no other live sandbox of this machine has, and the socket whose name claims it.
+
+    The kernel frees the name with the process, so that nothing stale can be left.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    for uid in range(FIRST_UID, FIRST_UID + 100_000):
+        try:
+            claim.bind(f"\0retort-uid-{uid}")
+        except OSError:
+            continue
+        return uid, claim
+    raise SandboxStartupError("100,000 sandboxes are alive already")
 
 
 def _until_end(fd: int) -> bytes:
@@ -108,26 +160,20 @@ def _memfd(data: bytes) -> int:
     return fd
 
 
-def _command(limits: Limits, channel: int, info: int, files: list[int]) -> list[str]:
+def _command(limits: Limits, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxUnavailable(
-            "bubblewrap is missing: `apt-get install bubblewrap`. Without it only UnsafeSandbox(i_understand=True) works, "
-            "which isolates nothing"
+            "bubblewrap is missing: `apt-get install bubblewrap`. Without it only UnsafeSandbox(i_understand=True) "
+            "works, which isolates nothing"
         )
+    if not os.access(PYTHON, os.X_OK):
+        raise SandboxUnavailable(f"{PYTHON}, which runs the init inside, is missing: `apt-get install python3`")
     command: list[str] = []
-    if os.geteuid() == 0:
-        uid = str(next(UIDS))
-        command += ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "--no-new-privs"]
-    command += [
-        bwrap,
-        "--unshare-user",
-        "--unshare-pid",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--unshare-cgroup",
-        "--unshare-net",
-    ]
+    if uid is not None:
+        command += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs"]
+    spaces = ("user", "pid", "ipc", "uts", "cgroup", "net")
+    command += [bwrap, *(f"--unshare-{space}" for space in spaces)]
     command += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
     command += ["--disable-userns", "--as-pid-1", "--cap-drop", "ALL", "--clearenv", "--setenv", "PATH", PATH]
     command += ["--ro-bind", "/usr", "/usr"]
@@ -136,15 +182,16 @@ def _command(limits: Limits, channel: int, info: int, files: list[int]) -> list[
             command += ["--symlink", f"usr/{name}", f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             command += ["--ro-bind", f"/{name}", f"/{name}"]
+    command += ["--perms", "0755", "--dir", "/etc"]
     for name in ("/etc/alternatives", "/etc/ld.so.cache"):
         command += ["--ro-bind-try", name, name]
     for place, fd in zip(ETC, files[2:], strict=True):
         command += ["--perms", "0644", "--ro-bind-data", str(fd), place]
-    command += ["--ro-bind-data", str(files[1]), "/init.py"]
+    command += ["--perms", "0644", "--ro-bind-data", str(files[1]), "/etc/init.py"]
     command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     size = ["--size", str(limits.disk_mb * MiB)] if limits.disk_mb is not None else []
     for place in ("/dev/shm", "/tmp", "/work"):
         command += ["--perms", "0755", *size, "--tmpfs", place]
     command += ["--chdir", "/work", "--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
     config = configuration(limits, channel, "/work", ["/work", "/tmp", "/dev/shm"], alone=True, env=ENV)
-    return [*command, "/usr/bin/python3", "-I", "-S", "/init.py", config]
+    return [*command, PYTHON, "-I", "-S", "/etc/init.py", config]

@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -27,7 +27,9 @@ from retort.sandboxes.base import (
     FileState,
     Limits,
     OutputLimitExceeded,
+    Preferred,
     SandboxClosed,
+    UnsupportedLimit,
 )
 from retort.sandboxes.init import receive, send
 from retort.sandboxes.terminal import BashTerminal
@@ -47,6 +49,7 @@ class Guest:
         self._lock = threading.Lock()
         self._closed = ""
         self._terminals: list[BashTerminal] = []
+        self._spare: BashTerminal | None = None
         channel.settimeout(ANSWER_S)
 
     # What a backend supplies.
@@ -146,12 +149,18 @@ class Guest:
         return result
 
     def open_terminal(self, rows: int = 24, cols: int = 200) -> BashTerminal:
-        terminal = BashTerminal(self._shell, rows, cols, self.limits)
+        spare, self._spare = self._spare, None
+        if spare and (spare.rows, spare.cols) == (rows, cols):
+            terminal = spare
+        else:
+            if spare:
+                spare.close()
+            terminal = BashTerminal(self, rows, cols)
         self._terminals.append(terminal)
         return terminal
 
-    def _shell(self, rows: int, cols: int, startup: str) -> tuple[int, int, int]:
-        """Start a shell: (PTY master, pipe with its exit status, its pid inside)."""
+    def open_shell(self, rows: int, cols: int, startup: str) -> tuple[int, int, int]:
+        """For terminals, as in `Shells`."""
         status, status_in = os.pipe2(os.O_CLOEXEC)
         try:
             reply, _, fds = self._ask("terminal", rows, cols, startup, fds=[status_in])
@@ -162,14 +171,30 @@ class Guest:
             os.close(status_in)
         return fds[0], status, reply["pid"]
 
+    def kill_foreground(self, master: int) -> None:
+        """For terminals, as in `Shells`."""
+        self._ask("kill_foreground", fds=[master])
+
+    def end_session(self, pid: int) -> None:
+        """For terminals, as in `Shells`."""
+        if not self._closed:
+            self._ask("end_session", pid)
+
     def freeze(self) -> None:
         self._ask("freeze")
 
     def reset(self) -> None:
-        for terminal in self._terminals:
-            terminal.close()
-        self._terminals.clear()
+        last = self._terminals[-1] if self._terminals else None
+        self._drop_terminals()
         self._ask("reset")
+        if last:  # whoever used a terminal will want one: let it start while they set the scene
+            self._spare = BashTerminal(self, last.rows, last.cols)
+
+    def _drop_terminals(self) -> None:
+        for terminal in (*self._terminals, *filter(None, [self._spare])):
+            terminal.drop()
+        self._terminals.clear()
+        self._spare = None
 
     # Files.
 
@@ -194,13 +219,14 @@ class Guest:
         }
 
     def upload(self, source: Path, target: str) -> None:
-        if not source.is_dir():
-            self.write_file(target, source.read_bytes(), mode=source.stat().st_mode & 0o777)
-            return
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                name = os.path.join(target, path.relative_to(source))
-                self.write_file(name, path.read_bytes(), mode=path.stat().st_mode & 0o777)
+        inside = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for path in (source, *inside) if source.is_dir() else inside:
+            place = os.path.normpath(os.path.join(target, path.relative_to(source)))
+            mode = path.stat().st_mode & 0o777
+            if path.is_dir():
+                self._ask("make_folder", place, mode)
+            else:
+                self.write_file(place, path.read_bytes(), mode=mode)
 
     def download(self, source: str, target: Path) -> None:
         try:
@@ -208,6 +234,11 @@ class Guest:
         except NotADirectoryError:
             target.write_bytes(self.read_file(source))
             return
+        for name, found in tree.items():
+            inside = os.path.normpath(os.path.join(os.path.dirname(name), os.fsdecode(found.data)))
+            leads_out = found.kind == "link" and (found.data.startswith(b"/") or inside.split("/")[0] == "..")
+            if leads_out or found.kind == "other":
+                raise PermissionError(f"{name}: a {found.kind} that is not taken out of a sandbox")
         target.mkdir(parents=True, exist_ok=True)
         for name, found in tree.items():
             path = target / name
@@ -216,8 +247,9 @@ class Guest:
             elif found.kind == "file":
                 path.write_bytes(found.data)
                 path.chmod(found.mode & 0o777)
-            else:
-                raise PermissionError(f"{name}: a {found.kind} is not taken out of a sandbox")
+        for name, found in tree.items():
+            if found.kind == "link":  # last, so that nothing is written through one
+                (target / name).symlink_to(os.fsdecode(found.data))
 
     def snapshot(self) -> bytes:
         entries, contents, _ = self._ask("tree", ".")
@@ -237,21 +269,23 @@ class Guest:
         return archive.getvalue()
 
     def restore(self, snapshot: bytes) -> None:
+        """Raises ValueError for bytes that `snapshot` did not make; FIFOs and sockets are not in a snapshot."""
         entries, contents = [], []
-        with tarfile.open(fileobj=io.BytesIO(snapshot)) as tar:
-            for info in tar:
-                kind = "directory" if info.isdir() else "link" if info.issym() else "file"
-                mtime = int(info.pax_headers["RETORT.mtime_ns"])
-                entries.append((info.name, kind, info.mode, mtime))
-                file = tar.extractfile(info) if kind == "file" else None
-                contents.append(file.read() if file else os.fsencode(info.linkname))
+        try:
+            with tarfile.open(fileobj=io.BytesIO(snapshot), mode="r:") as tar:
+                for info in tar:
+                    kind = "directory" if info.isdir() else "link" if info.issym() else "file"
+                    entries.append((info.name, kind, info.mode, int(info.pax_headers["RETORT.mtime_ns"])))
+                    file = tar.extractfile(info) if kind == "file" else None
+                    contents.append(file.read() if file else os.fsencode(info.linkname))
+        except (tarfile.TarError, KeyError) as error:
+            raise ValueError(f"not a snapshot of a sandbox: {error}") from error
         self._ask("restore", entries, blobs=contents)
 
     # The end.
 
     def close(self) -> None:
-        for terminal in self._terminals:
-            terminal.close()
+        self._drop_terminals()
         with self._lock:
             if not self._closed:
                 self._closed = "the sandbox was closed"
@@ -351,12 +385,17 @@ class _Streams:
 def configuration(
     limits: Limits, fd: int, work: str, scratch: Sequence[str], *, alone: bool, env: Mapping[str, str]
 ) -> str:
-    """What init is told at its start."""
+    """What init is told at its start. Resource limits hold for each process; only NPROC counts them together, and
+    that within one user namespace, so it is for those who are alone in theirs.
+    """
     rlimits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 1024, "RLIMIT_MSGQUEUE": 0}
     if limits.pids is not None and alone:
         rlimits["RLIMIT_NPROC"] = limits.pids + 1
-    if limits.file_bytes is not None or limits.disk_mb is not None:
-        rlimits["RLIMIT_FSIZE"] = min(limits.file_bytes or 1 << 62, (limits.disk_mb or 1 << 40) * MiB)
+    if limits.memory_mb is not None:
+        rlimits["RLIMIT_DATA"] = limits.memory_mb * MiB
+    sizes = [size for size in (limits.file_bytes, limits.disk_mb and limits.disk_mb * MiB) if size is not None]
+    if sizes:
+        rlimits["RLIMIT_FSIZE"] = min(sizes)
     return json.dumps(
         {
             "fd": fd,
@@ -368,6 +407,20 @@ def configuration(
             "rlimits": rlimits,
         }
     )
+
+
+def demand(limits: Limits, name: str, why: str) -> str:
+    """What `capabilities` says of a limit that cannot be held here.
+
+    Raises:
+        UnsupportedLimit: it was not merely preferred.
+    """
+    value = getattr(limits, name)
+    if value is None:
+        return "inactive: not asked for"
+    if not isinstance(value, Preferred):
+        raise UnsupportedLimit(f"{name}={value} cannot be enforced: {why}. Leave it out, or ask for Preferred({value})")
+    return f"inactive: {why}"
 
 
 def _tree_bytes(limits: Limits) -> int:

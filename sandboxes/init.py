@@ -138,6 +138,12 @@ class Init:
         finally:
             os.chdir("/")
         self.watched[pid] = os.dup(pipe)
+        if self.alone:
+            try:  # when memory runs out, this one goes before init does
+                with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+                    file.write("500")
+            except OSError:
+                pass  # it has ended already
         return pid
 
     def execute(
@@ -171,7 +177,7 @@ class Init:
                 (os.POSIX_SPAWN_DUP2, 0, 2),
             ]
             argv = ["bash", "--noprofile", "--rcfile", "/dev/fd/9", "-i"]
-            env = self.env | {"TERM": "xterm-256color", "LINES": str(rows), "COLUMNS": str(cols)}
+            env = self.env | {"TERM": "xterm-256color"}
             pid = self.spawn(argv, env, ".", actions, fds[0])
         except OSError:
             os.close(master)
@@ -211,6 +217,26 @@ class Init:
             todo += below
         return found
 
+    def end_session(self, session: int, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """Kill a shell and its jobs, stopped and nohup'd ones too."""
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getsid(int(name)) == session:
+                    os.kill(int(name), signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        return ({},)
+
+    def kill_foreground(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """fds: the master of a PTY. From in here its group's number cannot mean anybody outside."""
+        group = os.tcgetpgrp(fds[0])
+        if group > 1:
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return ({},)
+
     def reset(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
         """No process and no file."""
         self.freeze(blobs=[], fds=[])
@@ -248,18 +274,20 @@ class Init:
     def _write(self, path: str, mode: int, data: bytes) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                os.unlink(path)  # never write through a link that somebody inside laid
+            os.unlink(path)  # a new file: never through a link, FIFO or closed file that somebody inside laid
         except FileNotFoundError:
             pass
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb", buffering=0) as file:
-            self._regular(os.fstat(fd), path)
-            os.truncate(fd, 0)
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
             os.fchmod(fd, mode)
+
+    def make_folder(self, path: str, mode: int, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        os.makedirs(os.path.join(self.work, path), exist_ok=True)
+        os.chmod(os.path.join(self.work, path), mode)
+        return ({},)
 
     def names(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
         return (sorted(os.listdir(os.path.join(self.work, path))),)

@@ -1,7 +1,7 @@
 """The system calls that no sandboxed process may make, as a compiled seccomp filter.
 
-Everything else is allowed: namespaces, limits and the lack of capabilities hold the rest. Refused calls fail with EPERM, or
-with ENOSYS where programs know to fall back. Calls of another architecture (32-bit, x32) kill the caller.
+Everything else is allowed: namespaces, limits and the lack of capabilities hold the rest. Refused calls fail with
+EPERM, or with ENOSYS where programs know to fall back. Calls of another architecture (32-bit, x32) kill the caller.
 """
 
 from __future__ import annotations
@@ -13,24 +13,74 @@ from functools import cache
 from retort.sandboxes.base import SandboxUnavailable
 
 # Tracing and reaching into other processes, kernel keys, mounts and namespaces, loading code into the kernel.
-FORBIDDEN = (
-    "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp "
-    "add_key request_key keyctl "
-    "mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr "
-    "unshare setns "
-    "bpf perf_event_open userfaultfd init_module finit_module delete_module kexec_load kexec_file_load "
-    "open_by_handle_at name_to_handle_at quotactl swapon swapoff reboot acct syslog "
-    "settimeofday clock_settime clock_adjtime adjtimex"
-).split()
+FORBIDDEN = [
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "process_madvise",
+    "pidfd_getfd",
+    "kcmp",
+    "add_key",
+    "request_key",
+    "keyctl",
+    "mount",
+    "umount2",
+    "pivot_root",
+    "chroot",
+    "move_mount",
+    "open_tree",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "fspick",
+    "mount_setattr",
+    "unshare",
+    "setns",
+    "bpf",
+    "perf_event_open",
+    "userfaultfd",
+    "init_module",
+    "finit_module",
+    "delete_module",
+    "kexec_load",
+    "kexec_file_load",
+    "open_by_handle_at",
+    "name_to_handle_at",
+    "quotactl",
+    "swapon",
+    "swapoff",
+    "reboot",
+    "acct",
+    "syslog",
+    "settimeofday",
+    "clock_settime",
+    "clock_adjtime",
+    "adjtimex",
+]
 
 # IPC that would outlive its processes, and calls with a usual fallback.
-ABSENT = (
-    "shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl mq_open mq_unlink "
-    "io_uring_setup io_uring_enter io_uring_register clone3"
-).split()
+ABSENT = [
+    "shmget",
+    "shmat",
+    "shmctl",
+    "semget",
+    "semop",
+    "semtimedop",
+    "semctl",
+    "msgget",
+    "msgsnd",
+    "msgrcv",
+    "msgctl",
+    "mq_open",
+    "mq_unlink",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+    "clone3",
+]
 
-# Calls that may name another process in their first argument: allowed on oneself (0) alone, so that PID 1 is left in peace.
-ON_ONESELF = "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr".split()
+# Calls that may name another process first: allowed on oneself (0) alone, so that PID 1 is left in peace.
+ON_ONESELF = ["prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"]
 
 NEW_NAMESPACES = (0x00000080, 0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C

@@ -1,8 +1,8 @@
 """A persistent bash on a private PTY, driven without guessing where one command's output ends.
 
 The shell prints a random end marker with the exit status from PROMPT_COMMAND, to the terminal itself, after each
-command; it is never typed behind a command, where `cat` would eat it. Commands are typed as `eval $'...'`, so that several lines, quotes
-and control characters arrive exactly and an unfinished quote is an error instead of a wait.
+command; it is never typed behind a command, where `cat` would eat it. Commands are typed as `eval $'...'`, so that
+several lines, quotes and control characters arrive exactly and an unfinished quote is an error instead of a wait.
 """
 
 from __future__ import annotations
@@ -15,145 +15,168 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import Callable
+from typing import Literal, Protocol
 
-from retort.sandboxes.base import ExecResult, Limits, SandboxClosed
+from retort.sandboxes.base import ExecResult, Limits, SandboxClosed, SandboxError
 
 START_S = 10.0  # for a shell to show its first prompt
-GRACE_S = 0.5  # between Ctrl-C and the kill
-QUIET_S = 0.25  # at a prompt without a marker, before it counts as lost
-TYPED_AT_ONCE = 4000  # bytes that a terminal in line mode takes (the kernel's limit is 4095)
+GRACE_S = 0.5  # after Ctrl-C, and after the kill that follows it
+QUIET_S = 0.25  # at a prompt without a marker, before the marker counts as lost
+LINE_MODE = 4000  # bytes that a terminal takes as one line (the kernel's limit is 4095)
 BLOCK = 65536
 SEEN = 1 << 18  # bytes of output kept for `screen`
+FLOOD = 8  # times `output_bytes`, and the command is ended
 
-Open = Callable[[int, int, str], tuple[int, int, int]]
+Why = Literal["end", "late", "flood", "gone", "lost"]
+
+
+class Shells(Protocol):
+    """Who opens shells: the sandbox."""
+
+    limits: Limits
+
+    def open_shell(self, rows: int, cols: int, startup: str) -> tuple[int, int, int]:
+        """Start a bash: (PTY master, a pipe that gets its exit status, its pid as seen inside)."""
+        ...
+
+    def kill_foreground(self, master: int) -> None:
+        """Kill the foreground job of a PTY."""
+        ...
+
+    def end_session(self, pid: int) -> None:
+        """Kill a shell and the jobs in its session."""
+        ...
+
+
+class _Output:
+    """The first bytes of an output, and how many there were."""
+
+    def __init__(self, cap: int) -> None:
+        self.cap, self.total, self.kept = cap, 0, bytearray()
+
+    def add(self, data: bytes | bytearray) -> None:
+        self.total += len(data)
+        self.kept += data[: max(0, 2 * self.cap + 2 - len(self.kept))]
+
+    def result(self) -> tuple[bytes, bool]:
+        """(what the programs wrote, cut to the cap; whether it was cut). The terminal made \\r\\n of each \\n."""
+        clean = bytes(self.kept).replace(b"\r\n", b"\n")
+        return clean[: self.cap], len(clean) > self.cap or self.total > len(self.kept)
 
 
 class BashTerminal:
     """The `Terminal` of every backend whose init can open a PTY.
 
-    A shell that ends (`exit`, `set -e; false`), loses its marker (`unset PROMPT_COMMAND`) or cannot be interrupted is replaced by a fresh
-    one in the work folder, and `restarts` counts it.
+    A shell that has ended (`exit`, `set -e; false`), lost its marker (`unset PROMPT_COMMAND`) or cannot be stopped
+    is replaced by a fresh one in the work folder; `restarts` counts them. Where the status is unknown by that,
+    `exit_code` is None. After `output_bytes` times 8 a command is ended like at its timeout, without `timed_out`.
     """
 
-    def __init__(self, open_shell: Open, rows: int, cols: int, limits: Limits) -> None:
-        self._open, self._rows, self._cols, self._limits = open_shell, rows, cols, limits
+    def __init__(self, shells: Shells, rows: int, cols: int) -> None:
+        self.rows, self.cols = rows, cols
         self.restarts = 0
+        self._shells = shells
         self._closed = False
-        self._master = self._status = -1
         self._start()
 
     def _start(self) -> None:
         nonce = secrets.token_hex(8)
         self._marker = re.compile(rb"\x1e" + nonce.encode() + rb" (\d+)\x1f")
-        self._prefix = b"\x1e" + nonce.encode()
+        self._longest = len(nonce) + 6
         startup = (
             "exec 9<&-; PS1=; PS2=; unset HISTFILE MAIL; set +o history +H\n"
             "bind 'set enable-bracketed-paste off'; bind 'set disable-completion on'\n"
             f'PROMPT_COMMAND=\'printf "\\036%s %d\\037" {nonce} "$?" >/dev/tty\'\n'
         )
-        self._master, self._status, self._pid = self._open(self._rows, self._cols, startup)
+        self._master, self._status, self._pid = self._shells.open_shell(self.rows, self.cols, startup)
         os.set_blocking(self._master, False)
-        self._buffer = bytearray()  # output not yet given to anybody
-        self._seen = bytearray()
-        self._ready = False  # the first prompt was seen
-        self._gone = False
+        self._buffer = bytearray()  # output that nobody has had yet
+        self._seen = bytearray()  # for `screen`
+        self._group = 0  # the shell's own process group; 0 until the first prompt
+        self._code = 0
 
     def run(self, command: str, *, timeout: float | None = None) -> ExecResult:
-        start = time.monotonic()
-        limit = self._limits.wall_s if timeout is None else timeout
+        start, limits = time.monotonic(), self._shells.limits
         line = f"eval {_quoted(command)}\n".encode()
         self._prepare(len(line))
         self._buffer.clear()
         self._type(line)
-        return self._finish(start, start + limit)
+        output, code = _Output(limits.output_bytes), None
+        first = why = self._await(output, start + (limits.wall_s if timeout is None else timeout))
+        for stop in (self.interrupt, self._kill_foreground):
+            if why in ("late", "flood"):
+                stop()
+                why = self._await(output, time.monotonic() + GRACE_S)
+        if why == "end":
+            code = self._code
+        else:
+            code = self._exit_code() if why == "gone" else None
+            self._restart()
+        text, cut = output.result()
+        return ExecResult(
+            stdout=text,
+            stderr=b"",
+            exit_code=code if code is None or code >= 0 else None,
+            signal=-code if code is not None and code < 0 else None,
+            duration_s=time.monotonic() - start,
+            timed_out=first == "late",
+            stdout_truncated=cut,
+        )
 
     def _prepare(self, size: int) -> None:
-        """Get a shell that waits at its prompt and takes `size` bytes."""
-        if self._closed:
-            raise SandboxClosed("the terminal was closed")
-        if self._gone or self._at_end():
+        """Get a shell that is at its prompt and takes a line of `size` bytes."""
+        self._check()
+        if _readable(self._status, 0):
             self._restart()
-        if not self._ready:
-            deadline = time.monotonic() + START_S
-            while not self._marker.search(self._buffer):
-                if time.monotonic() > deadline or not self._pump(deadline - time.monotonic()):
-                    raise SandboxClosed("the terminal's shell did not start")
-            self._ready = True
+        if not self._group:
+            why = self._await(_Output(0), time.monotonic() + START_S)
+            if why != "end":
+                raise SandboxError(f"the terminal's shell did not come to its prompt within {START_S} s ({why})")
+            self._group = os.tcgetpgrp(self._master)
         deadline = time.monotonic() + START_S
-        while size > TYPED_AT_ONCE and not self._editing() and time.monotonic() < deadline:
+        # Long lines wait until bash edits them itself: in line mode the kernel drops what is past its limit.
+        while size > LINE_MODE and not self._at_prompt():
+            if time.monotonic() > deadline:
+                self._restart()
+                return self._prepare(size)
             time.sleep(0.0005)
+        return None
 
-    def _finish(self, start: float, deadline: float) -> ExecResult:
-        output, total, cap = bytearray(), 0, self._limits.output_bytes
-        code: int | None = None
-        timed_out = flooded = False
-        quiet_since: float | None = None
-        stage = 0
+    def _await(self, output: _Output, deadline: float) -> Why:
+        """Collect output until the marker, or until something else ends the wait."""
+        cap = max(FLOOD * output.cap, 1 << 20) + output.total
+        quiet = time.monotonic()
         while True:
             found = self._marker.search(self._buffer)
-            end = found.start() if found else self._buffer.rfind(b"\x1e")
-            take = len(self._buffer) if end < 0 else end
-            code = int(found.group(1)) if found else None  # before the buffer moves on under the match
-            total += take
-            output += self._buffer[:take][: cap + 1 - len(output) if len(output) <= cap else 0]
-            del self._buffer[: found.end() if found else take]
+            code = int(found.group(1)) if found else 0  # read before the buffer moves
+            start, end = found.span() if found else (max(0, len(self._buffer) - self._longest),) * 2
+            output.add(self._buffer[:start])
+            del self._buffer[:end]
             if found:
-                break
-            if len(self._buffer) > len(self._prefix) + 8:  # a \x1e of the command's own
-                total += 1
-                output += self._buffer[:1] if len(output) <= cap else b""
-                del self._buffer[:1]
-                continue
+                self._code = code
+                return "end"
             now = time.monotonic()
-            flooded = flooded or total > max(8 * cap, 1 << 20)
-            if now >= deadline or flooded:
-                timed_out = timed_out or not flooded
-                if stage == 2:
-                    self._restart()
-                    break
-                self.interrupt() if stage == 0 else self._kill_foreground()
-                stage += 1
-                deadline = now + GRACE_S
-                flooded_before, flooded = flooded, False
-                total = 0 if flooded_before else total
-                continue
-            if not self._pump(min(deadline - now, 0.1)):
-                code = self._exit_code()
-                self._restart()
-                break
-            if self._buffer or not self._editing():
-                quiet_since = None
-            elif quiet_since is None:
-                quiet_since = now
-            elif now - quiet_since > QUIET_S:
-                self._restart()
-                break
-        clean = bytes(output).replace(b"\r\n", b"\n")
-        return ExecResult(
-            clean[:cap],
-            b"",
-            code if code is None or code >= 0 else None,
-            -code if code is not None and code < 0 else None,
-            time.monotonic() - start,
-            timed_out=timed_out,
-            stdout_truncated=total > cap,
-        )
+            if now >= deadline or output.total > cap:
+                return "late" if now >= deadline else "flood"
+            before = len(self._buffer)
+            if not self._pump(min(deadline - now, QUIET_S / 4)):
+                output.add(self._buffer)
+                return "gone"
+            if len(self._buffer) > before or not self._at_prompt():
+                quiet = time.monotonic()
+            elif time.monotonic() - quiet > QUIET_S:
+                output.add(self._buffer)
+                return "lost"
 
     def _pump(self, timeout: float) -> bool:
         """Wait for output and take it; False when the shell is gone."""
-        poll = select.poll()
-        poll.register(self._master, select.POLLIN)
-        if not poll.poll(max(timeout, 0) * 1000):
+        if not _readable(self._master, timeout):
             return True
         try:
             data = os.read(self._master, BLOCK)
         except BlockingIOError:
             return True
         except OSError:  # EIO: nobody holds the other side
-            data = b""
-        if not data:
-            self._gone = True
             return False
         self._buffer += data
         self._seen += data
@@ -163,64 +186,53 @@ class BashTerminal:
 
     def _type(self, data: bytes) -> None:
         view = memoryview(data)
+        deadline = time.monotonic() + START_S
         while view:
             try:
                 view = view[os.write(self._master, view[:BLOCK]) :]
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._master, select.POLLOUT | select.POLLIN)
-                poll.poll(1000)
-                self._pump(0)
-            except OSError:
-                self._gone = True
+                if time.monotonic() > deadline:
+                    raise SandboxError("nothing inside takes what is typed into the terminal") from None
+                self._pump(0.01)  # a reader that waits for its output to be taken would never read
+            except OSError:  # EIO: the shell is gone, which the wait for output will tell
                 return
 
-    def _editing(self) -> bool:
-        """The shell itself is in the foreground and reads keys, as it does at a prompt."""
+    def _at_prompt(self) -> bool:
+        """The shell itself is in the foreground and reads single keys."""
         try:
-            return not termios.tcgetattr(self._master)[3] & termios.ICANON
-        except termios.error:
+            raw = not termios.tcgetattr(self._master)[3] & termios.ICANON
+            return raw and self._group != 0 and os.tcgetpgrp(self._master) == self._group
+        except (OSError, termios.error):
             return False
 
-    def _at_end(self) -> bool:
-        poll = select.poll()
-        poll.register(self._status, select.POLLIN)
-        return bool(poll.poll(0))
-
     def _exit_code(self) -> int | None:
-        poll = select.poll()
-        poll.register(self._status, select.POLLIN)
-        if not poll.poll(1000):
-            return None
-        data = os.read(self._status, 4)
+        data = os.read(self._status, 4) if _readable(self._status, 1.0) else b""
         return int(struct.unpack("!i", data)[0]) if data else -signal.SIGKILL
 
     def _kill_foreground(self) -> None:
-        try:
-            os.killpg(os.tcgetpgrp(self._master), signal.SIGKILL)
-        except (OSError, ProcessLookupError):
-            pass
+        self._shells.kill_foreground(self._master)
 
     def _restart(self) -> None:
         self._release()
         self.restarts += 1
         self._start()
 
-    def send(self, data: str | bytes) -> None:
+    def _check(self) -> None:
         if self._closed:
             raise SandboxClosed("the terminal was closed")
+
+    def send(self, data: str | bytes) -> None:
+        self._check()
         self._type(data.encode() if isinstance(data, str) else data)
 
     def read(self, timeout: float = 0.0) -> bytes:
-        if self._closed:
-            raise SandboxClosed("the terminal was closed")
+        self._check()
         if not self._buffer:
             self._pump(timeout)
-        while self._buffer and not self._gone:
-            before = len(self._buffer)
+        size = -1
+        while len(self._buffer) != size and size < self._shells.limits.output_bytes:
+            size = len(self._buffer)
             self._pump(0)
-            if len(self._buffer) == before:
-                break
         data = self._marker.sub(b"", bytes(self._buffer))
         self._buffer.clear()
         return data
@@ -231,8 +243,9 @@ class BashTerminal:
     def screen(self) -> str:
         import pyte
 
+        self._check()
         self._pump(0)
-        screen = pyte.Screen(self._cols, self._rows)
+        screen = pyte.Screen(self.cols, self.rows)
         pyte.ByteStream(screen).feed(self._marker.sub(b"", bytes(self._seen)))
         return "\n".join(line.rstrip() for line in screen.display).rstrip("\n")
 
@@ -241,12 +254,23 @@ class BashTerminal:
             self._closed = True
             self._release()
 
+    def drop(self) -> None:
+        """Close without a word to the shell, which is known to be dead or about to be."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._master)
+            os.close(self._status)
+
     def _release(self) -> None:
-        """Hang up: the kernel sends SIGHUP to the session."""
-        for fd in (self._master, self._status):
-            if fd >= 0:
-                os.close(fd)
-        self._master = self._status = -1
+        os.close(self._master)
+        os.close(self._status)
+        self._shells.end_session(self._pid)
+
+
+def _readable(fd: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(timeout, 0) * 1000))
 
 
 def _quoted(command: str) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
 
 from retort.sandboxes import init
-from retort.sandboxes.base import Limits, SandboxError, SandboxStartupError, UnsupportedLimit
-from retort.sandboxes.guest import Guest, MiB, configuration
+from retort.sandboxes.base import Limits, SandboxError, SandboxStartupError
+from retort.sandboxes.guest import Guest, MiB, configuration, demand
 
-ENFORCED = {"wall_s", "output_bytes", "file_bytes", "network"}
+NOTHING = "plain subprocesses: nothing holds it for all of them together"
 
 
 class UnsafeSandbox(Guest):
@@ -33,6 +32,8 @@ class UnsafeSandbox(Guest):
                 "UnsafeSandbox isolates nothing: commands can read and delete your files and use your network. "
                 "Use BwrapSandbox, or pass i_understand=True"
             )
+        self._layers = dict.fromkeys(("namespaces", "network", "seccomp", "uid"), "inactive: plain subprocesses")
+        self._layers |= {name: demand(limits, name, NOTHING) for name in ("memory_mb", "pids", "cpus", "disk_mb")}
         self.work = os.path.realpath(tempfile.mkdtemp(prefix="retort-unsafe-"))
         ours, theirs = socket.socketpair()
         env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": self.work, "LANG": "C.UTF-8", "PWD": self.work}
@@ -63,8 +64,9 @@ class UnsafeSandbox(Guest):
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
+        shutil.rmtree(self.work, ignore_errors=True)  # already gone, unless init was killed
 
     def capabilities(self) -> Mapping[str, str]:
-        return {"isolation": "inactive: plain subprocesses"}
+        return dict(self._layers)
