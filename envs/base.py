@@ -30,6 +30,10 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+class UsageError(ValueError):
+    """Something that the user can mend; the message says what was expected, what was found and the nearest choice."""
+
+
 class Source(StrEnum):
     """Where a piece of feedback comes from."""
 

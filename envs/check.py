@@ -15,15 +15,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from retort.envs.base import SPLITS, Failure, Feedback, TaskRef, TextEnv
+from retort.envs.probe import MAX_TURNS, Subject, follow_gold, follow_plan, play
 
-MAX_TURNS = 256  # an episode that is not over by then never ends
 NEAR_ZERO = 0.1  # mean reward that doing nothing, or noise, may earn
 CLOSE_S = 5.0  # seconds that a close may take
 LEAK_TOKENS = 8  # a run of so many words of invisible feedback in an observation is a leak; a whole shorter text too
@@ -35,9 +34,6 @@ INFO_TYPES: dict[str, Any] = {
     "failure": (Failure, type(None)),
     "task": TaskRef,
 }
-
-# (environment, observation, turn) -> action
-Player = Callable[[gymnasium.Env[str, str], str, int], str]
 
 
 @dataclass(frozen=True)
@@ -56,135 +52,6 @@ class CheckError(Exception):
         self.faults = tuple(faults)
         listed = "\n".join(f"  {fault.check}: {fault.found}\n    mend: {fault.mend}" for fault in faults)
         super().__init__(f"{env} has {len(faults)} fault{'s' * (len(faults) != 1)}\n{listed}")
-
-
-@dataclass(frozen=True)
-class Step:
-    action: str
-    observation: str
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, Any]
-
-    @property
-    def over(self) -> bool:
-        return bool(self.terminated or self.truncated)
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One played episode, as far as it came.
-
-    error: what the environment raised, and where. stops: a step after the end was refused.
-    """
-
-    player: str
-    ref: TaskRef
-    observation: str
-    info: dict[str, Any]
-    steps: tuple[Step, ...]
-    error: str = ""
-    stops: bool = True
-
-    @property
-    def over(self) -> bool:
-        return bool(self.steps) and self.steps[-1].over
-
-    @property
-    def total(self) -> float:
-        return float(sum(step.reward for step in self.steps))
-
-    def __str__(self) -> str:
-        return f"{self.player} on {self.ref.key}"
-
-
-def play(env: gymnasium.Env[str, str], ref: TaskRef, player: Player, name: str) -> Episode:
-    """Play one task. What the environment raises is recorded, not raised."""
-    start: tuple[str, dict[str, Any]] = ("", {})
-    steps: list[Step] = []
-    try:
-        start = env.reset(options={"task": ref.key})
-        said = start[0]
-        while len(steps) < MAX_TURNS and not (steps and steps[-1].over):
-            action = player(env, said, len(steps))
-            said, reward, terminated, truncated, info = env.step(action)
-            steps.append(Step(action, said, cast(float, reward), terminated, truncated, info))
-    except Exception as error:
-        where = f"action {len(steps)}" if start[1] else "reset"
-        return Episode(name, ref, *start, tuple(steps), f"{where} raised {type(error).__name__}: {error}")
-    return Episode(name, ref, *start, tuple(steps), stops=_stops(env) if steps[-1].over else True)
-
-
-def _stops(env: gymnasium.Env[str, str]) -> bool:
-    """Whether another step is refused."""
-    try:
-        env.step("")
-    except Exception:
-        return True
-    return False
-
-
-def _gold(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
-    return str(env.get_wrapper_attr("gold")(observation))
-
-
-def _random(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
-    return env.action_space.sample()
-
-
-def _plan(plan: Sequence[str]) -> Player:
-    """Follow the plan, then say nothing."""
-
-    def act(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
-        return str(env.get_wrapper_attr("follow")(plan, turn, observation)) if turn < len(plan) else ""
-
-    return act
-
-
-class Subject:
-    """The environment under test, a sample of its tasks, and episodes of every player on them."""
-
-    def __init__(self, env: gymnasium.Env[str, str], per_family: int) -> None:
-        self.env = env
-        self.refs: list[TaskRef] = list(env.get_wrapper_attr("tasks")())
-        families: dict[str, list[TaskRef]] = {}
-        for ref in self.refs:
-            families.setdefault(ref.family, []).append(ref)
-        self.sample = [ref for own in families.values() for ref in own[:: math.ceil(len(own) / per_family)]]
-
-    def another(self, **changed: Any) -> gymnasium.Env[str, str]:
-        """A second instance, made from the spec as a worker would make it."""
-        if self.env.spec is None:
-            raise TypeError("the environment has no spec; register it and make it with gymnasium.make")
-        return gymnasium.make(self.env.spec, **changed)
-
-    @cached_property
-    def episodes(self) -> list[Episode]:
-        self.env.action_space.seed(0)
-        players = {"gold": _gold, "null": _plan([]), "done": _plan(["done"]), "random": _random}
-        found = []
-        for ref in self.sample:
-            found += [play(self.env, ref, player, name) for name, player in players.items()]
-            found += self._near_misses(ref)
-        return found
-
-    def _near_misses(self, ref: TaskRef) -> list[Episode]:
-        try:
-            self.env.reset(options={"task": ref.key})  # the plans belong to the current task
-            plans = list(self.env.get_wrapper_attr("near_misses")())
-        except Exception as error:
-            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {type(error).__name__}: {error}")]
-        return [play(self.env, ref, _plan(plan), "near miss") for plan in plans]
-
-    def played(self, player: str) -> list[Episode]:
-        """The episodes of one player that came to their end."""
-        return [episode for episode in self.episodes if episode.player == player and episode.over]
-
-    def steps(self) -> Iterator[tuple[Episode, int, Step]]:
-        for episode in self.episodes:
-            for turn, step in enumerate(episode.steps):
-                yield episode, turn, step
 
 
 def tasks_are_named(subject: Subject) -> Iterator[Fault]:
@@ -264,7 +131,7 @@ def global_generators_untouched(subject: Subject) -> Iterator[Fault]:
     before = _generators()
     subject.env.reset(seed=3)
     subject.env.step("done")
-    play(subject.env, subject.sample[0], _gold, "gold")
+    play(subject.env, subject.sample[0], follow_gold, "gold")
     for name, state in _generators().items():
         if before.get(name, state) != state:
             yield Fault(f"the global generator of {name} was seeded or drawn from", "draw from self.np_random alone")
@@ -279,7 +146,7 @@ def _generators() -> dict[str, bytes]:
 
 def same_actions_same_outcome(subject: Subject) -> Iterator[Fault]:
     for episode in subject.played("gold"):
-        again = play(subject.env, episode.ref, _plan([step.action for step in episode.steps]), "gold")
+        again = play(subject.env, episode.ref, follow_plan([step.action for step in episode.steps]), "gold")
         if (again.observation, again.steps) != (episode.observation, episode.steps):
             yield Fault(f"{episode}: the same actions gave another outcome", "let step hang on task and actions alone")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gymnasium.error import ResetNeeded
-from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, nearest
+from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, UsageError, nearest
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import ExecResult, FileState, Limits, Sandbox, SandboxClosed, Terminal
 
@@ -68,7 +68,7 @@ class ShellEnv(TextEnv):
     also says how to act, for models that were not taught. command_s: seconds before a command is ended.
 
     Raises:
-        ValueError: an unknown value, with the nearest valid one.
+        UsageError: an unknown value, with the nearest valid one.
         SandboxError: from `reset`, when no sandbox can be started.
     """
 
@@ -83,29 +83,32 @@ class ShellEnv(TextEnv):
         command_s: float = 10.0,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
+            raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
         if sandbox not in SANDBOXES:
-            raise ValueError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), SANDBOXES)}")
+            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), SANDBOXES)}")
         for name, value in (
             ("max_turns", max_turns),
             ("observation_chars", observation_chars),
             ("command_s", command_s),
         ):
             if value is not None and value <= 0:
-                raise ValueError(f"{name}: expected a number above 0, found {value}")
+                raise UsageError(f"{name}: expected a number above 0, found {value}")
         self.split, self.sandbox, self.max_turns, self.explain = split, sandbox, max_turns, explain
         self.families = _families(split, families)
         self.observation_chars, self.command_s = observation_chars, command_s
         self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
         self._refs: dict[str, TaskRef] = {}
+        self._listed: tuple[TaskRef, ...] = ()
         self._room: Sandbox | None = None
         self._terminal: Terminal | None = None
         self._task: Task | None = None
         self._turn = 0
 
     def tasks(self) -> Sequence[TaskRef]:
-        self._refs = self._refs or task_refs(self.families, self.split)
-        return tuple(self._refs.values())
+        if not self._listed:
+            self._refs = task_refs(self.families, self.split)
+            self._listed = tuple(self._refs.values())
+        return self._listed
 
     def backend(self) -> str:
         return self.sandbox
@@ -137,6 +140,7 @@ class ShellEnv(TextEnv):
         for name, state in job.files.items():
             room.write_file(name, state.data, mode=state.mode)
         self._terminal = room.open_terminal()
+        self._terminal.run("")  # a shell that does not start is the host's fault; one that ends later, the agent's
         self._task = job
         text = f"{PROTOCOL}\n{job.instruction}" if self.explain else job.instruction
         return text, {**self._info(), "tools": []}
@@ -187,7 +191,16 @@ class ShellEnv(TextEnv):
             return "command too long"
         # No shell can be sent NUL, nor half a character.
         result = terminal.run(action.replace("\0", "").encode(errors="replace").decode(), timeout=self.command_s)
+        self._answers()
         return shown(result, self.observation_chars or self._current().budget)
+
+    def _answers(self) -> None:
+        """Raises SandboxClosed if the command that just ran has ended the sandbox, but not its shell."""
+        assert self._room is not None
+        try:
+            self._room.list_dir()
+        except OSError:
+            pass  # the agent may have locked the folder; an error is an answer
 
     def _end(
         self,
@@ -204,8 +217,7 @@ class ShellEnv(TextEnv):
         if lost:
             grade = Grade(False, False, False, "expected done; found no shell")
         else:
-            room.freeze()
-            grade = graded(job, room.tree(), answer, said=said)
+            grade = _graded_in(room, job, answer, said=said)
         info = self._info(
             feedback=(*seen, *lessons(job, grade, self._turn - 1)),
             reward_components=grade.components,
@@ -235,14 +247,14 @@ def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
     if asked is None:
         return tuple(offered)
     if isinstance(asked, str):
-        raise ValueError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
+        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
     for name in asked:
         if name in HELD_OUT and split == "train":
-            raise ValueError(f"family {name!r} is held out of training; it is in validation and test")
+            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
         if name not in FAMILIES:
-            raise ValueError(f"unknown family {name!r}; {nearest(str(name), offered)}")
+            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
     if not asked:
-        raise ValueError(f"families: expected at least one name; valid: {', '.join(offered)}")
+        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
     return tuple(name for name in offered if name in asked)
 
 
@@ -252,13 +264,18 @@ def shown(result: ExecResult, limit: int) -> str:
     text = result.text.rstrip("\n")
     if len(text) > limit:
         text = f"{text[: (limit + 1) // 2]} ... {text[len(text) - limit // 2 :]}"
-    end = (
-        "timed out" if result.timed_out
-        else f"signal {result.signal}" if result.signal
-        else f"exit {result.exit_code}" if result.exit_code
-        else ""
-    )  # fmt: skip
+    end = _ending(result)
     return f"{text}\n{end}" if text and end else text + end
+
+
+def _ending(result: ExecResult) -> str:
+    if result.timed_out:
+        return "timed out"
+    if result.signal:
+        return f"signal {result.signal}"
+    if result.exit_code is None:
+        return "new shell"
+    return f"exit {result.exit_code}" if result.exit_code else ""
 
 
 def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, said: bool) -> Grade:
@@ -277,6 +294,15 @@ def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, sai
     else:
         verdict = "found as expected"
     return Grade(not asked.intersection(wrong), asked.issuperset(wrong), right, verdict)
+
+
+def _graded_in(room: Sandbox, job: Task, answer: str | None, *, said: bool) -> Grade:
+    room.freeze()
+    try:
+        found = room.tree()
+    except OSError as error:  # the sandbox answered: the agent locked the folder, or made what no path can name
+        return Grade(False, False, False, f"expected a readable folder; found {(error.strerror or 'none').lower()}")
+    return graded(job, found, answer, said=said)
 
 
 def _compare(path: str, wanted: FileState | None, got: FileState | None) -> str:

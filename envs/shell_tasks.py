@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 
 from retort.envs.base import Split, TaskRef, content_digest, nearest
 from retort.sandboxes.base import FileState
@@ -31,6 +32,7 @@ WORDS = tuple(
     )
 )
 DRAWS = 800  # tasks drawn for each family, over all splits
+_DRAWING = Lock()
 SUBMIT_OUTPUT = "submit $OUT"  # in a plan: submit the first word of the last observation
 
 
@@ -410,9 +412,14 @@ def task_at(family: str, index: int) -> Task:
     )
 
 
-@cache
 def family_refs(family: str) -> Mapping[str, TaskRef]:
     """Every task of a family by key, whatever its split. One that was drawn before, phrasing apart, is left out."""
+    with _DRAWING:  # else every thread of a first batch would draw them all
+        return _family_refs(family)
+
+
+@cache
+def _family_refs(family: str) -> Mapping[str, TaskRef]:
     refs, seen = {}, set()
     for index in range(DRAWS):
         task = task_at(family, index)

@@ -1,0 +1,146 @@
+"""Scripted players and the episodes they play, for `retort.envs.check` to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import gymnasium
+from retort.envs.base import TaskRef
+
+MAX_TURNS = 256  # an episode that is not over by then never ends
+
+# (environment, observation, turn) -> action
+Player = Callable[[gymnasium.Env[str, str], str, int], str]
+
+
+@dataclass(frozen=True)
+class Step:
+    action: str
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+    @property
+    def over(self) -> bool:
+        return bool(self.terminated or self.truncated)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One played episode, as far as it came.
+
+    error: what the environment raised, and where. stops: a step after the end was refused.
+    """
+
+    player: str
+    ref: TaskRef
+    observation: str
+    info: dict[str, Any]
+    steps: tuple[Step, ...]
+    error: str = ""
+    stops: bool = True
+
+    @property
+    def over(self) -> bool:
+        return bool(self.steps) and self.steps[-1].over
+
+    @property
+    def total(self) -> float:
+        return float(sum(step.reward for step in self.steps))
+
+    def __str__(self) -> str:
+        return f"{self.player} on {self.ref.key}"
+
+
+def play(env: gymnasium.Env[str, str], ref: TaskRef, player: Player, name: str) -> Episode:
+    """Play one task. What the environment raises is recorded, not raised."""
+    start: tuple[str, dict[str, Any]] = ("", {})
+    steps: list[Step] = []
+    try:
+        start = env.reset(options={"task": ref.key})
+        said = start[0]
+        while len(steps) < MAX_TURNS and not (steps and steps[-1].over):
+            action = player(env, said, len(steps))
+            said, reward, terminated, truncated, info = env.step(action)
+            steps.append(Step(action, said, cast(float, reward), terminated, truncated, info))
+    except Exception as error:
+        where = f"action {len(steps)}" if start[1] else "reset"
+        return Episode(name, ref, *start, tuple(steps), f"{where} raised {type(error).__name__}: {error}")
+    return Episode(name, ref, *start, tuple(steps), stops=_stops(env) if steps[-1].over else True)
+
+
+def _stops(env: gymnasium.Env[str, str]) -> bool:
+    """Whether another step is refused."""
+    try:
+        env.step("")
+    except Exception:
+        return True
+    return False
+
+
+def follow_gold(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
+    return str(env.get_wrapper_attr("gold")(observation))
+
+
+def sample_action(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
+    return env.action_space.sample()
+
+
+def follow_plan(plan: Sequence[str]) -> Player:
+    """Follow the plan, then say nothing."""
+
+    def act(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
+        return str(env.get_wrapper_attr("follow")(plan, turn, observation)) if turn < len(plan) else ""
+
+    return act
+
+
+class Subject:
+    """The environment under test, a sample of its tasks, and episodes of every player on them."""
+
+    def __init__(self, env: gymnasium.Env[str, str], per_family: int) -> None:
+        self.env = env
+        self.refs: list[TaskRef] = list(env.get_wrapper_attr("tasks")())
+        families: dict[str, list[TaskRef]] = {}
+        for ref in self.refs:
+            families.setdefault(ref.family, []).append(ref)
+        self.sample = [ref for own in families.values() for ref in own[:: math.ceil(len(own) / per_family)]]
+
+    def another(self, **changed: Any) -> gymnasium.Env[str, str]:
+        """A second instance, made from the spec as a worker would make it."""
+        if self.env.spec is None:
+            raise TypeError("the environment has no spec; register it and make it with gymnasium.make")
+        return gymnasium.make(self.env.spec, **changed)
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        self.env.action_space.seed(0)
+        players = {"gold": follow_gold, "null": follow_plan([]), "done": follow_plan(["done"]), "random": sample_action}
+        found = []
+        for ref in self.sample:
+            found += [play(self.env, ref, player, name) for name, player in players.items()]
+            found += self._near_misses(ref)
+        return found
+
+    def _near_misses(self, ref: TaskRef) -> list[Episode]:
+        try:
+            self.env.reset(options={"task": ref.key})  # the plans belong to the current task
+            plans = list(self.env.get_wrapper_attr("near_misses")())
+        except Exception as error:
+            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {type(error).__name__}: {error}")]
+        return [play(self.env, ref, follow_plan(plan), "near miss") for plan in plans]
+
+    def played(self, player: str) -> list[Episode]:
+        """The episodes of one player that came to their end."""
+        return [episode for episode in self.episodes if episode.player == player and episode.over]
+
+    def steps(self) -> Iterator[tuple[Episode, int, Step]]:
+        for episode in self.episodes:
+            for turn, step in enumerate(episode.steps):
+                yield episode, turn, step
