@@ -20,9 +20,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 sandbox:
 	@if command -v bwrap >/dev/null && [ -x /usr/bin/python3 ]; then :; \
 	elif [ -n "$(ROOT)" ]; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap python3-minimal libseccomp2 util-linux; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap python3 libseccomp2 util-linux; \
 	else \
-		echo "bubblewrap is missing: 'sudo apt-get install bubblewrap python3-minimal libseccomp2' (Debian, Ubuntu)."; \
+		echo "bubblewrap is missing: 'sudo apt-get install bubblewrap python3 libseccomp2' (Debian, Ubuntu)."; \
 		echo "Without it only sandbox=unsafe works, which isolates nothing."; \
 	fi
 

@@ -7,6 +7,7 @@ only one key ends so (`lr`, `rate`). Values are read as TOML where they can be, 
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -18,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from retort.algos.base import Options, Recipe
 from retort.algos.learner import LearnerOptions
 from retort.algos.traces import TraceOptions
-from retort.envs.base import nearest
+from retort.envs.base import UsageError, nearest
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A configuration that cannot be meant; the message says what was expected and what was found."""
 
 
@@ -115,6 +116,27 @@ def resolve(base: Mapping[str, Any], settings: Iterable[str] = ()) -> TrainConfi
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error, keys)) from error
+
+
+def preset(recipe: str, model: str) -> dict[str, Any]:
+    """Settings that were measured to work for a recipe on a model of this size; `--set` goes on top.
+
+    The tiny model wants Muon and a thousand times the learning rate of a pretrained one.
+    """
+    rollouts = load_recipe(recipe).rollouts
+    common: dict[str, Any] = {"recipe": recipe, "model": model}
+    if not _is_small(model):
+        rate = 1e-6 if rollouts else 1e-5
+        return {**common, "learner": {"lr": rate}, "sampling": {"turn_tokens": 256, "context_tokens": 4096}}
+    if rollouts:
+        return {**common, "learner": {"optimiser": "muon", "lr": 6e-4}, "sampling": {"turn_tokens": 16}}
+    cold = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3}
+    return {**common, "steps": 700, "prompts": 32, "group_size": 1, "checkpoint_every": 100, "learner": cold}
+
+
+def _is_small(model: str) -> bool:
+    described = Path(model) / "config.json"
+    return model == "tiny" or (described.is_file() and json.loads(described.read_text()).get("hidden_size", 0) <= 256)
 
 
 def read(path: Path) -> TrainConfig:

@@ -19,11 +19,12 @@ from typing import Any
 
 import tomli_w
 from retort.algos.config import ConfigError, TrainConfig, dump, read
+from retort.envs.base import UsageError
 
 PACKAGES = ("retort-rl", "torch", "transformers", "tokenizers", "renderers", "gymnasium", "numpy")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UsageError):
     """A checkpoint that is not whole; the message names the file and the newest whole one."""
 
 

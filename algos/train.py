@@ -47,7 +47,11 @@ class Clock:
 Watch = Callable[[str, int, dict[str, Any]], None]
 
 
-def train(run: Run, watch: Watch = lambda stage, done, metrics: None) -> Path:
+def silent(stage: str, done: int, metrics: dict[str, Any]) -> None:
+    """Watches nothing."""
+
+
+def train(run: Run, watch: Watch = silent) -> Path:
     """Trains from the last whole checkpoint to the end and returns the folder of the last one.
 
     watch: called with ("episode", 1, {}) as episodes end and with ("step", number, metrics) after each update.

@@ -1,5 +1,170 @@
-"""The command line."""
+"""The command line. Exit codes: 0 good, 1 a check or a run failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: threads that spin while they wait make a busy two-core machine ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="A gym that answers back.", rich_markup_mode=None)
+console = Console()
+
+EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0.")]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
+
+
+@app.command()
+def envs(as_json: Json = False) -> None:
+    """What can be made, with splits and task counts, and what is missing to use it."""
+    from retort.catalogue import catalogue
+
+    entries = catalogue()
+    if as_json:
+        typer.echo(json.dumps(entries, indent=2))
+        return
+    table = Table("environment", "tasks by split", "missing")
+    for entry in entries:
+        counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items())
+        table.add_row(entry["id"], counts, entry.get("missing", ""))
+    console.print(table)
+
+
+@app.command("check-env")
+def check_env_command(env_id: str, seed: Seed = 0) -> None:
+    """Hold a registered environment against the contract."""
+    from retort.catalogue import make
+    from retort.envs.check import CheckError, check_env
+
+    env = make(env_id)
+    try:
+        check_env(env, seed=seed)
+    except CheckError as error:
+        console.print(str(error), markup=False)
+        raise typer.Exit(1) from None
+    finally:
+        env.close()
+    console.print(f"{env_id} keeps the contract", markup=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="grpo, sdpo, srpo, sft, or a module with a RECIPE.")] = None,
+    env: EnvId = "retort/Shell-v0",
+    model: Annotated[str, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = "tiny",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/RECIPE-ENV-seedN.")] = None,
+    settings: Settings = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
+) -> None:
+    """Train a policy on its own episodes (or, with sft, on expert traces)."""
+    from retort.algos.config import ConfigError, preset, resolve
+    from retort.algos.launch import launch, resume_run
+    from retort.progress import Bars, train_table
+
+    if resume is not None:
+        if recipe or settings:
+            raise ConfigError("--resume goes on with the run as it was configured: no recipe and no --set beside it")
+        with Bars() as bars:
+            run = resume_run(resume, bars)
+    elif recipe is None:
+        raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
+    else:
+        base: dict[str, Any] = {**preset(recipe, model), "env": env, "model": model, "seed": seed}
+        config = resolve(base, settings or ())
+        folder = out or Path("runs") / f"{recipe}-{env.rpartition('/')[2]}-seed{seed}"
+        with Bars() as bars:
+            run = launch(config, folder, bars)
+    console.print(train_table(run))
+    console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False)
+    console.print(f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False)
+
+
+@app.command("eval")
+def evaluate_command(
+    env: EnvId = "retort/Shell-v0",
+    model: Annotated[str, typer.Option(help="gold, null, random, a checkpoint, a Hugging Face folder or name.")] = "gold",
+    n: Annotated[int, typer.Option("-n", min=1, help="Rollouts of each task.")] = 1,
+    k: Annotated[str, typer.Option(help="pass@k and pass^k for these k, such as 1,4,8.")] = "1",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 32,
+    seed: Seed = 0,
+    as_json: Json = False,
+    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+) -> None:
+    """Evaluate an agent on an environment's tasks."""
+    from retort.evaluation import evaluate_model
+    from retort.progress import Bars, report_table
+
+    ks = tuple(int(part) for part in k.split(",") if part)
+    with Bars(quiet=as_json) as bars:
+        report = evaluate_model(
+            env,
+            model,
+            split=split,
+            n=n,
+            ks=ks,
+            limit=limit,
+            temperature=temperature,
+            concurrency=concurrency,
+            seed=seed,
+            env_args=settings or (),
+            watch=bars,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        console.print(report_table(report, f"{model} on {env} ({split})"))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and how to get the rest."""
+    from dataclasses import asdict
+
+    from retort.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("what", "here", "detail", "how to get the rest")
+        for finding in findings:
+            table.add_row(finding.name, "yes" if finding.present else "no", finding.detail, finding.advice)
+        console.print(table)
+    if any(finding.needed and not finding.present for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = None) -> None:
+    """Cold-start the tiny model, train it on its own episodes, and show what it can do before and after."""
+    from retort.demo import run_demo
+
+    run_demo(seed, out, settings or (), console)
 
 
 def main() -> None:
-    raise SystemExit("not yet")
+    """Runs a command; what the user can mend is one clear line and exit code 2."""
+    import gymnasium
+    from retort.envs.base import UsageError
+    from retort.sandboxes.base import SandboxError
+
+    try:
+        app()
+    except (UsageError, SandboxError, FileNotFoundError, gymnasium.error.Error) as error:
+        typer.echo(f"retort: {error}", err=True)
+        raise SystemExit(2) from error
