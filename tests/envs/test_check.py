@@ -1,0 +1,361 @@
+"""check_env passes on what is sound and finds each fault in environments that have exactly one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
+from retort.envs.check import CHECKS, CheckError, Fault, Subject, check_env, faults_of
+from retort.envs.shell import ShellEnv
+from retort.envs.shell_tasks import task
+
+import retort  # noqa: F401  (registers the environment)
+
+
+class Echo(TextEnv):
+    """Say the word back, in at most three turns. Sound: the broken ones below derive from it."""
+
+    def __init__(self, split: Split = "train") -> None:
+        self.observation_space, self.action_space = TextSpace(), TextSpace()
+        start = SPLITS.index(split) * 10
+        words = [f"word{number}" for number in range(start, start + 10)]
+        self.refs = [TaskRef(f"echo/{word}", content_digest(word), split, "echo") for word in words]
+        self.word, self.turn, self.over = "", 0, True
+
+    def tasks(self) -> Sequence[TaskRef]:
+        return self.refs
+
+    def gold(self, observation: str) -> str:
+        return self.word
+
+    def near_misses(self) -> Sequence[Sequence[str]]:
+        return [["sword"], ["", "words"]]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.ref = self.refs[self.pick(self.refs, options)]
+        self.word, self.turn, self.over = self.ref.key.removeprefix("echo/"), 0, False
+        return f"say {self.word}", {**self.info(()), "tools": []}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            raise ResetNeeded("reset first")
+        right, turn = action == self.word, self.turn
+        self.turn += 1
+        self.over = right or self.turn == 3
+        feedback = [Feedback(f"you said {len(action)} characters", Source.TOOL_RESULT, turn, True)]
+        if self.over:
+            feedback.append(Feedback(f"the secret of it is {self.word}", Source.VERIFIER, turn, False))
+        info = self.info(feedback, right if self.over else None)
+        return feedback[0].text, float(right), right, self.over and not right, info
+
+    def info(self, feedback: Sequence[Feedback], success: bool | None = None) -> dict[str, Any]:
+        return {
+            "feedback": tuple(feedback),
+            "reward_components": {},
+            "success": success,
+            "failure": Failure.POLICY if success is False else None,
+            "task": self.ref,
+        }
+
+
+class BothFlags(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, self.over, self.over, info
+
+
+class NotANumber(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return observation, reward or float("nan"), *rest  # type: ignore[return-value]
+
+
+class WrongGold(Echo):
+    def gold(self, observation: str) -> str:
+        return "wrong" if self.word == "word0" else self.word
+
+
+class Generous(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return super().step(self.word if action in ("", "done") else action)
+
+
+class LaxGrader(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return super().step(self.word if action.startswith("sword") else action)
+
+
+class Leaky(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, *rest = super().step(action)
+        return f"{observation}. The secret of it is {self.word}".lower(), *rest  # type: ignore[return-value]
+
+
+class SaysItWasSeen(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        _, *rest = super().step(action)
+        return "nothing", *rest  # type: ignore[return-value]
+
+
+class WrongTurn(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.turn += 1
+        return super().step(action)
+
+
+class MissingKey(Echo):
+    def info(self, feedback: Sequence[Feedback], success: bool | None = None) -> dict[str, Any]:
+        info = super().info(feedback, success)
+        del info["reward_components"]
+        return info
+
+
+class WrongType(Echo):
+    def info(self, feedback: Sequence[Feedback], success: bool | None = None) -> dict[str, Any]:
+        return {**super().info(feedback, success), "feedback": list(feedback)}
+
+
+class NoOutcome(Echo):
+    def info(self, feedback: Sequence[Feedback], success: bool | None = None) -> dict[str, Any]:
+        return {**super().info(feedback, success), "failure": None}
+
+
+class Unseeded(Echo):
+    def pick(self, refs: Sequence[TaskRef], options: dict[str, Any] | None) -> int:
+        return super().pick(refs, options) if options else int(np.random.default_rng().integers(len(refs)))
+
+
+class DrawsGlobally(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        random.random()
+        return super().step(action)
+
+
+class OneTask(Echo):
+    def pick(self, refs: Sequence[TaskRef], options: dict[str, Any] | None) -> int:
+        return super().pick(refs, options) if options else 0
+
+
+class AnyTask(Echo):
+    def pick(self, refs: Sequence[TaskRef], options: dict[str, Any] | None) -> int:
+        return super().pick(refs, options if options and options["task"] in {ref.key for ref in refs} else None)
+
+
+class StepsOn(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            self.over, self.turn = False, 0
+        return super().step(action)
+
+
+class NeverEnds(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.turn = min(self.turn, 1)
+        return super().step(action)
+
+
+class ClosesOnce(Echo):
+    closed = False
+
+    def close(self) -> None:
+        if self.closed:
+            raise ValueError("closed already")
+        self.closed = True
+
+
+class SharedSplits(Echo):
+    def __init__(self, split: Split = "train") -> None:
+        super().__init__(split)
+        self.refs = [TaskRef(ref.key, content_digest(index), split, "echo") for index, ref in enumerate(self.refs)]
+
+
+class Restless(Echo):
+    """Another order on every call."""
+
+    calls = 0
+
+    def tasks(self) -> Sequence[TaskRef]:
+        type(self).calls += 1
+        at = self.calls % len(self.refs)
+        return self.refs[at:] + self.refs[:at]
+
+
+class Outside(Echo):
+    def __init__(self, split: Split = "train") -> None:
+        super().__init__(split)
+        self.observation_space = TextSpace(20)
+
+
+class RaisesOnNoise(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if not action:
+            raise ValueError("say something")
+        return super().step(action)
+
+
+class Moody(Echo):
+    """The same actions, another observation."""
+
+    steps = 0
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        type(self).steps += 1
+        observation, *rest = super().step(action)
+        return f"{observation} {self.steps}", *rest  # type: ignore[return-value]
+
+
+class SameKeys(Echo):
+    def __init__(self, split: Split = "train") -> None:
+        super().__init__(split)
+        self.refs[1] = self.refs[0]
+
+
+BROKEN: list[tuple[type[Echo], str, str]] = [
+    (BothFlags, "never_both_flags", "both true"),
+    (NotANumber, "rewards_are_finite", "the reward is nan"),
+    (WrongGold, "gold_scores_one", "gold on echo/word0"),
+    (Generous, "doing_nothing_scores_nothing", "the null player earns 1.00"),
+    (LaxGrader, "near_misses_fail", "'sword' scores 1"),
+    (Leaky, "invisible_feedback_stays_hidden", "shows invisible feedback 'the secret of it is"),
+    (SaysItWasSeen, "visible_feedback_was_seen", "is not in the observation"),
+    (WrongTurn, "feedback_names_its_action", "feedback says turn 1"),
+    (MissingKey, "info_has_its_keys", "info has no 'reward_components'"),
+    (WrongType, "info_has_its_keys", "info['feedback'] is []"),
+    (NoOutcome, "outcomes_are_told", "failure is None"),
+    (Unseeded, "seeds_decide", "the same seed starts another"),
+    (OneTask, "seeds_decide", "16 seeds start the same task"),
+    (DrawsGlobally, "global_generators_untouched", "global generator of random"),
+    (AnyTask, "task_can_be_chosen", "a task key that does not exist"),
+    (StepsOn, "no_step_after_the_end", "step after the end was taken"),
+    (NeverEnds, "episodes_end", "not over after 256 actions"),
+    (ClosesOnce, "close_is_idempotent", "close called twice raised"),
+    (SharedSplits, "splits_are_disjoint", "has the content of a task of train"),
+    (Restless, "task_order_is_stable", "differs from one call to the next"),
+    (Outside, "observations_are_in_their_space", "observed 'you said"),
+    (RaisesOnNoise, "nothing_raises", "raised ValueError: say something"),
+    (Moody, "same_actions_same_outcome", "the same actions gave another outcome"),
+    (SameKeys, "tasks_are_named", "two tasks have one key"),
+]
+
+
+@pytest.fixture
+def register() -> Iterator[Any]:
+    made: list[gymnasium.Env[str, str]] = []
+
+    def make(kind: Any, **options: Any) -> gymnasium.Env[str, str]:
+        env_id = f"check/{kind.__name__}-v0"
+        gymnasium.register(env_id, entry_point=kind, disable_env_checker=True)
+        made.append(gymnasium.make(env_id, **options))
+        return made[-1]
+
+    yield make
+    for env in made:
+        gymnasium.registry.pop(env.spec.id)  # type: ignore[union-attr]
+
+
+def test_a_sound_environment_passes(register: Any) -> None:
+    check_env(register(Echo))
+
+
+@pytest.mark.parametrize(("kind", "check", "found"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_fault_is_found(register: Any, kind: type[Echo], check: str, found: str) -> None:
+    with pytest.raises(CheckError) as error:
+        check_env(register(kind))
+    own = [fault for fault in error.value.faults if fault.check == check]
+    assert any(found in fault.found for fault in own), error.value
+    assert all(fault.mend for fault in own)
+
+
+def test_every_check_finds_something() -> None:
+    names = {check.__name__ for check in CHECKS}
+    assert names - {check for _, check, _ in BROKEN} == {"components_are_numbers", "gymnasium_agrees"}
+
+
+def test_components_and_gymnasiums_own_checker(register: Any) -> None:
+    class Odd(Echo):
+        def info(self, feedback: Sequence[Feedback], success: bool | None = None) -> dict[str, Any]:
+            return {**super().info(feedback, success), "reward_components": {"goal": "yes"}}
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+            observation, info = super().reset(seed=seed, options=options)
+            self.kept = getattr(self, "kept", info)
+            return observation, self.kept | info if options else self.kept
+
+    with pytest.raises(CheckError) as error:
+        check_env(register(Odd))
+    found = {fault.check: fault.found for fault in error.value.faults}
+    assert "component 'goal' is 'yes'" in found["components_are_numbers"]
+    assert "gymnasium_agrees" in found
+
+
+def test_all_faults_are_listed_with_how_to_mend_them(register: Any) -> None:
+    class Worse(NotANumber, ClosesOnce, DrawsGlobally):
+        pass
+
+    with pytest.raises(CheckError) as error:
+        check_env(register(Worse))
+    assert {"rewards_are_finite", "close_is_idempotent", "global_generators_untouched"} <= {
+        fault.check for fault in error.value.faults
+    }
+    message = str(error.value)
+    assert message.startswith("check/Worse-v0 has ")
+    assert message.count("mend: ") == len(error.value.faults)
+
+
+def test_the_same_advice_is_given_once(register: Any) -> None:
+    def three(subject: Subject) -> Iterator[Fault]:
+        for number in range(3):
+            yield Fault(f"fault {number}", "mend it")
+        raise RuntimeError("and no further")
+
+    found = faults_of(three, Subject(register(Echo), 1))
+    assert [fault.found for fault in found] == ["fault 0 (and 2 more)", "RuntimeError: and no further"]
+    assert {fault.check for fault in found} == {"three"}
+
+
+def test_what_is_no_text_environment() -> None:
+    with gymnasium.make("CartPole-v1") as env, pytest.raises(CheckError, match="derive it from"):
+        check_env(env)
+
+
+def test_without_a_spec() -> None:
+    with pytest.raises(CheckError, match="the environment has no spec"):
+        check_env(Echo())
+
+
+def test_tasks_that_raise(register: Any) -> None:
+    class NoTasks(Echo):
+        def tasks(self) -> Sequence[TaskRef]:
+            raise OSError("no data")
+
+    with pytest.raises(CheckError, match="no data"):
+        check_env(register(NoTasks))
+
+
+@pytest.mark.parametrize(("split", "sandbox"), [("train", "bwrap"), ("test", "bwrap"), ("validation", "unsafe")])
+def test_shell_passes(split: str, sandbox: str) -> None:
+    with gymnasium.make("retort/Shell-v0", split=split, sandbox=sandbox) as env:
+        check_env(env, per_family=1)
+        check_env(gymnasium.wrappers.RecordEpisodeStatistics(env), per_family=1)
+
+
+def test_a_shell_task_whose_gold_fails_is_reported(register: Any) -> None:
+    class Wrong(ShellEnv):
+        def gold(self, observation: str) -> str:
+            return super().gold(observation).replace("mv ", "cp ")
+
+    env = register(Wrong, split="test", families=("move", "copy"))
+    with pytest.raises(CheckError) as error:
+        check_env(env)
+    env.close()
+    (fault,) = [fault for fault in error.value.faults if fault.check == "gold_scores_one"]
+    key = next(ref.key for ref in env.get_wrapper_attr("tasks")() if ref.family == "move")
+    assert f"gold on {key} (move): reward 0" in fault.found
+    assert task(key).gold[0].replace("mv ", "cp ") in fault.found
