@@ -1,0 +1,73 @@
+"""The contract's own parts: the text space, picking tasks, errors that name the nearest choice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retort.envs.base import TaskRef, TextEnv, TextSpace, content_digest, nearest
+
+REFS = [TaskRef(f"say/{number}", f"{number}", "train") for number in range(5)]
+
+
+class Silent(TextEnv):
+    def tasks(self) -> Sequence[TaskRef]:
+        return REFS
+
+    def gold(self, observation: str) -> str:
+        return ""
+
+
+@given(st.text(), st.integers(1, 50))
+def test_the_space_bounds_the_length_alone(text: str, length: int) -> None:
+    assert TextSpace(length).contains(text) == (len(text) <= length)
+
+
+@given(st.integers(1, 50), st.integers(0, 2**32))
+def test_samples_are_inside_and_seeded(length: int, seed: int) -> None:
+    space = TextSpace(length, seed=seed)
+    samples = [space.sample() for _ in range(5)]
+    assert all(space.contains(sample) for sample in samples)
+    space.seed(seed)
+    assert [space.sample() for _ in range(5)] == samples
+    assert space.from_jsonable(space.to_jsonable(samples)) == samples
+
+
+def test_spaces_refuse_what_is_no_text() -> None:
+    assert not TextSpace().contains(3)
+    assert TextSpace(3) == TextSpace(3) != TextSpace(4)
+    with pytest.raises(ValueError, match="at least 1 character, found 0"):
+        TextSpace(0)
+
+
+def test_pick() -> None:
+    env = Silent()
+    env.np_random.bit_generator.state = type(env.np_random.bit_generator)(3).state
+    assert env.pick(REFS, {"task": "say/3"}) == 3
+    assert {env.pick(REFS, None) for _ in range(50)} == set(range(5))
+    with pytest.raises(KeyError, match="did you mean 'say/1'"):
+        env.pick(REFS[1:2], {"task": "sya/1"})
+    with pytest.raises(ValueError, match="expected only 'task', found \\['tsak'\\]"):
+        env.pick(REFS, {"tsak": "say/1"})
+    with pytest.raises(ValueError, match="no tasks"):
+        env.pick([], None)
+
+
+def test_a_plan_is_followed_word_for_word() -> None:
+    assert Silent().follow(["ls", "done"], 1, "anything") == "done"
+    assert list(Silent().near_misses()) == []
+    assert Silent().backend() == "none"
+
+
+def test_nearest() -> None:
+    assert nearest("trian", ["train", "test"]) == "did you mean 'train'? valid: train, test"
+    assert nearest("zzz", ["train", "test"]) == "valid: train, test"
+    assert nearest("zzz", map(str, range(20))).endswith("11, ...")
+
+
+def test_digest_is_of_the_content() -> None:
+    one: dict[str, Any] = {"a": 1, "b": ["é"]}
+    assert content_digest(one) == content_digest(dict(reversed(one.items())))
+    assert content_digest(one) != content_digest({"a": 2, "b": ["é"]})
+    assert content_digest([]) == "4f53cda18c2baa0c"  # SHA-256 of "[]"
