@@ -32,7 +32,7 @@ def _bwrap(wall_s: float) -> Sandbox:
 def _unsafe(wall_s: float) -> Sandbox:
     from retort.sandboxes.unsafe import UnsafeSandbox
 
-    return UnsafeSandbox(i_understand=True, limits=Limits(memory_mb=None, pids=None, disk_mb=None, wall_s=wall_s))
+    return UnsafeSandbox(i_understand=True, limits=Limits(wall_s=wall_s))
 
 
 SANDBOXES: Mapping[str, Callable[[float], Sandbox]] = {"bwrap": _bwrap, "unsafe": _unsafe}
