@@ -305,7 +305,8 @@ class Init:
                 elif stat.S_ISLNK(found.st_mode):
                     kind, data = "link", os.fsencode(os.readlink(where))
                 elif stat.S_ISREG(found.st_mode):
-                    kind, data = "file", self._read(where, left)
+                    kind = "file"
+                    data = self._read(where, left)
             except FileNotFoundError:
                 continue  # gone since it was listed
             except PermissionError:

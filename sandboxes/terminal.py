@@ -94,6 +94,7 @@ class BashTerminal:
         self._seen = bytearray()  # for `screen`
         self._group = 0  # the shell's own process group; 0 until the first prompt
         self._code = 0
+        self._touched = False  # somebody has typed by hand since the last marker
 
     def run(self, command: str, *, timeout: float | None = None) -> ExecResult:
         start, limits = time.monotonic(), self._shells.limits
@@ -133,6 +134,12 @@ class BashTerminal:
             if why != "end":
                 raise SandboxError(f"the terminal's shell did not come to its prompt within {START_S} s ({why})")
             self._group = os.tcgetpgrp(self._master)
+        if self._touched:  # its marker may still be on the way
+            deadline = time.monotonic() + GRACE_S
+            while not self._at_prompt() and time.monotonic() < deadline:
+                self._pump(0.001)
+            self.read()
+            self._touched = False
         deadline = time.monotonic() + START_S
         # Long lines wait until bash edits them itself: in line mode the kernel drops what is past its limit.
         while size > LINE_MODE and not self._at_prompt():
@@ -223,6 +230,7 @@ class BashTerminal:
 
     def send(self, data: str | bytes) -> None:
         self._check()
+        self._touched = True
         self._type(data.encode() if isinstance(data, str) else data)
 
     def read(self, timeout: float = 0.0) -> bytes:

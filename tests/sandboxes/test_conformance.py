@@ -1,0 +1,388 @@
+"""What every backend must do, on each backend."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from retort.sandboxes.base import (
+    ExecTimeout,
+    Limits,
+    OutputLimitExceeded,
+    Sandbox,
+    SandboxClosed,
+    UnsupportedLimit,
+)
+from retort.sandboxes.guest import Guest
+from retort.sandboxes.terminal import _quoted
+
+
+def processes(sandbox: Guest, marker: str) -> bytes:
+    """Command lines inside that hold the marker, which is given in two halves so that the search does not find itself."""
+    return sandbox.exec(
+        ["bash", "-c", f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep {marker}'"]
+    ).stdout
+
+
+def test_is_a_sandbox(sandbox: Guest) -> None:
+    assert isinstance(sandbox, Sandbox)
+
+
+def test_exec(sandbox: Guest) -> None:
+    result = sandbox.exec("cat; echo err >&2; echo $A; pwd; exit 3", stdin=b"in \xff\n", env={"A": "b"}, cwd="/tmp")
+    assert result.stdout == b"in \xff\nb\n/tmp\n"
+    assert result.stderr == b"err\n"
+    assert result.exit_code == 3
+    assert result.signal is None
+    assert result.duration_s > 0
+    assert sandbox.exec(["printf", "%s", "a b"]).stdout == b"a b"
+
+
+def test_exec_starts_in_the_work_folder_and_keeps_no_state(sandbox: Guest) -> None:
+    sandbox.exec("cd /; export A=1; touch /tmp/x")
+    assert sandbox.exec("echo [$A]").stdout == b"[]\n"
+    sandbox.write_file("here", "x")
+    assert sandbox.exec("ls").stdout == b"here\n"
+
+
+def test_exec_large_stdin_that_nobody_reads(sandbox: Guest) -> None:
+    assert sandbox.exec("true", stdin=b"x" * 1_000_000).exit_code == 0
+    assert sandbox.exec("wc -c", stdin=b"x" * 500_000).stdout.strip() == b"500000"
+
+
+def test_exec_of_what_is_not_there(sandbox: Guest) -> None:
+    assert sandbox.exec(["no-such-program"]).exit_code == 127
+    assert sandbox.exec("no-such-program").exit_code == 127
+    with pytest.raises(FileNotFoundError):
+        sandbox.exec("true", cwd="no/such/folder")
+
+
+def test_exec_reports_a_signal(sandbox: Guest) -> None:
+    result = sandbox.exec("kill -SEGV $$")
+    assert (result.exit_code, result.signal) == (None, signal.SIGSEGV)
+
+
+def test_exec_does_not_wait_for_what_holds_its_pipes(sandbox: Guest) -> None:
+    assert sandbox.exec("sleep 30 & echo out", timeout=10).stdout == b"out\n"
+
+
+def test_exec_timeout_ends_the_whole_tree(sandbox: Guest) -> None:
+    with pytest.raises(ExecTimeout) as caught:
+        sandbox.exec("echo before; (setsid sleep 4242 &) ; (trap '' TERM; sleep 4242) ", timeout=0.5)
+    assert caught.value.partial.stdout == b"before\n"
+    assert caught.value.partial.timed_out
+    assert processes(sandbox, "424[2]") == b"0\n"
+
+
+def test_exec_check(sandbox: Guest) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        sandbox.exec("echo no; exit 5", check=True)
+    assert (caught.value.returncode, caught.value.output) == (5, b"no\n")
+
+
+def test_output_is_cut_and_endless_output_ends_the_command(make: Callable[..., Guest]) -> None:
+    with make(Limits(output_bytes=1000)) as sandbox:
+        result = sandbox.exec("head -c 5000 /dev/zero; echo fine >&2")
+        assert (len(result.stdout), result.stdout_truncated) == (1000, True)
+        assert (result.stderr, result.stderr_truncated, result.exit_code) == (b"fine\n", False, 0)
+        endless = sandbox.exec("yes")
+        assert endless.stdout == b"y\n" * 500
+        assert endless.stdout_truncated
+        assert not endless.timed_out
+        with pytest.raises(OutputLimitExceeded):
+            sandbox.exec("head -c 1001 /dev/zero", check=True)
+        shown = sandbox.open_terminal().run("yes")
+        assert shown.stdout == b"y\n" * 500
+        assert shown.stdout_truncated
+
+
+def test_files(sandbox: Guest) -> None:
+    sandbox.write_file("a/b/c.txt", "né")
+    sandbox.write_files({"x": b"\0\xff", "a/run": "#!/bin/sh\necho ran\n"}, mode=0o755)
+    assert sandbox.read_file("a/b/c.txt") == "né".encode()
+    assert sandbox.read_file("x") == b"\0\xff"
+    assert sandbox.list_dir() == ["a", "x"]
+    assert sandbox.exec("./a/run").stdout == b"ran\n"
+    sandbox.exec("ln -s b/c.txt a/link; mkdir empty; mkfifo pipe; chmod 000 x empty")
+    tree = sandbox.tree()
+    assert {name: found.kind for name, found in tree.items()} == {
+        "a": "directory",
+        "a/b": "directory",
+        "a/b/c.txt": "file",
+        "a/link": "link",
+        "a/run": "file",
+        "empty": "directory",
+        "pipe": "other",
+        "x": "file",
+    }
+    assert (tree["x"].data, tree["x"].mode, tree["empty"].mode) == (b"\0\xff", 0, 0)
+    assert tree["a/link"].data == b"b/c.txt"
+    assert sandbox.tree("a/b").keys() == {"c.txt"}
+
+
+def test_file_errors(sandbox: Guest) -> None:
+    sandbox.exec("mkdir folder; mkfifo pipe; ln -s /dev/zero zero")
+    with pytest.raises(FileNotFoundError):
+        sandbox.read_file("none")
+    with pytest.raises(IsADirectoryError):
+        sandbox.read_file("folder")
+    with pytest.raises(IsADirectoryError):
+        sandbox.write_file("folder", b"")
+    for name in ("pipe", "zero", "/proc/self/environ"):
+        with pytest.raises(PermissionError):
+            sandbox.read_file(name)
+    with pytest.raises(NotADirectoryError):
+        sandbox.list_dir("pipe")
+    with pytest.raises(FileNotFoundError):
+        sandbox.tree("none")
+
+
+def test_writing_replaces_links_and_pipes(sandbox: Guest) -> None:
+    sandbox.exec("echo kept > target; ln -s target link; mkfifo pipe; touch closed; chmod 000 closed")
+    sandbox.write_files({"link": "new", "pipe": "new", "closed": "new"})
+    assert sandbox.read_file("target") == b"kept\n"
+    assert [sandbox.read_file(name) for name in ("link", "pipe", "closed")] == [b"new"] * 3
+
+
+def test_a_sparse_file_is_not_taken_out(make: Callable[..., Guest]) -> None:
+    with make(Limits(disk_mb=1)) if make.__name__ == "BwrapSandbox" else make() as sandbox:
+        sandbox.exec("for i in $(seq 100); do truncate -s 1M big$i; done")
+        with pytest.raises(OSError, match="large"):
+            sandbox.tree()
+
+
+def test_upload_and_download(sandbox: Guest, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep" / "empty").mkdir(parents=True)
+    (source / "deep" / "run").write_bytes(b"\xff")
+    (source / "deep" / "run").chmod(0o755)
+    sandbox.upload(source, "in")
+    sandbox.upload(source / "deep" / "run", "single")
+    sandbox.exec("ln -s deep/run in/link")
+    assert sandbox.tree()["in/deep/run"].mode == 0o755
+    sandbox.download("in", tmp_path / "out")
+    assert (tmp_path / "out/deep/run").read_bytes() == b"\xff"
+    assert (tmp_path / "out/deep/empty").is_dir()
+    assert os.readlink(tmp_path / "out/link") == "deep/run"
+    sandbox.download("single", tmp_path / "single")
+    assert (tmp_path / "single").read_bytes() == b"\xff"
+    for target in ("/etc", "../../x", "deep/../../x"):
+        sandbox.exec(["ln", "-sfn", target, "in/link"])
+        with pytest.raises(PermissionError, match="link"):
+            sandbox.download("in", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_snapshot_and_restore(sandbox: Guest) -> None:
+    sandbox.exec("mkdir -p d/e; echo one > d/f; chmod 400 d/f; ln -s d/f l; chmod 500 d; touch -d @1000 d/f")
+    before = sandbox.tree()
+    snapshot = sandbox.snapshot()
+    sandbox.exec("chmod 700 d; rm -rf d; echo other > more")
+    sandbox.restore(snapshot)
+    assert sandbox.tree() == before
+    assert sandbox.exec("stat -c %Y d/f").stdout == b"1000\n"
+    with pytest.raises(ValueError, match="not a snapshot"):
+        sandbox.restore(b"what")
+
+
+def test_freeze_ends_everything(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    terminal.run("sleep 4243 & (setsid sleep 4243 &); echo kept > file")
+    sandbox.freeze()
+    assert sandbox.read_file("file") == b"kept\n"
+    assert processes(sandbox, "424[3]") == b"0\n"
+    assert terminal.run("echo fresh").stdout == b"fresh\n"
+    assert terminal.restarts == 1
+
+
+def test_reset_leaves_nothing(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    terminal.run("export A=1; kill() { :; }; exec() { :; }; unset() { :; }; builtin() { :; }; alias ls=rm; cd /")
+    terminal.run("(setsid sleep 4244 &); (trap '' TERM HUP INT; sleep 4244) & ")
+    terminal.run("cd $HOME; mkdir -p a/b; touch a/b/c; chmod 000 a/b/c a/b a; chmod 000 .")
+    sandbox.reset()
+    assert sandbox.tree() == {}
+    assert processes(sandbox, "424[4]") == b"0\n"
+    again = sandbox.open_terminal()
+    assert again.run("echo [$A]; type kill | head -1; pwd").stdout.startswith(b"[]\nkill is a shell builtin\n")
+    assert sandbox.exec("touch x && stat -c %a .").stdout == b"755\n"
+    with pytest.raises(SandboxClosed):
+        terminal.run("echo")
+
+
+def test_reset_of_a_very_deep_folder(sandbox: Guest) -> None:
+    script = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\nopen('end', 'w')"
+    sandbox.exec(["python3", "-c", script], check=True)
+    with pytest.raises(OSError, match="long"):
+        sandbox.tree()
+    sandbox.reset()
+    assert sandbox.tree() == {}
+
+
+def test_close(make: Callable[..., Guest]) -> None:
+    sandbox = make()
+    terminal = sandbox.open_terminal()
+    sandbox.close()
+    sandbox.close()
+    calls: list[Callable[[], object]] = [
+        lambda: sandbox.exec("true"),
+        lambda: sandbox.read_file("x"),
+        lambda: sandbox.write_file("x", b""),
+        sandbox.tree,
+        sandbox.reset,
+        sandbox.freeze,
+        sandbox.snapshot,
+        sandbox.open_terminal,
+        lambda: terminal.run("true"),
+        lambda: terminal.send("x"),
+        terminal.screen,
+    ]
+    for call in calls:
+        with pytest.raises(SandboxClosed):
+            call()
+    terminal.close()
+
+
+def test_no_descriptor_is_left(make: Callable[..., Guest]) -> None:
+    def use() -> None:
+        with make() as sandbox:
+            sandbox.exec("true")
+            sandbox.open_terminal().run("exit")
+            sandbox.reset()
+
+    use()
+    before = os.listdir("/proc/self/fd")
+    use()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("field", ["memory_mb", "pids", "cpus", "disk_mb", "wall_s", "output_bytes", "file_bytes"])
+def test_limits_are_above_zero(field: str) -> None:
+    with pytest.raises(UnsupportedLimit, match=field):
+        Limits(**{field: 0})
+
+
+def test_network_is_none() -> None:
+    with pytest.raises(UnsupportedLimit, match="none"):
+        Limits(network="host")  # type: ignore[arg-type]
+
+
+def test_file_bytes(make: Callable[..., Guest]) -> None:
+    with make(Limits(file_bytes=1000)) as sandbox:
+        sandbox.exec("head -c 5000 /dev/zero > big")
+        assert len(sandbox.read_file("big")) == 1000
+        with pytest.raises(OSError, match="large"):
+            sandbox.write_file("other", b"x" * 1001)
+
+
+# The terminal.
+
+
+def test_terminal_keeps_its_state(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    assert terminal.run("mkdir d; cd d; x=5; f() { echo f$1; }").stdout == b""
+    result = terminal.run("basename $PWD; echo $x; f 1; false")
+    assert (result.stdout, result.exit_code) == (b"d\n5\nf1\n", 1)
+
+
+def test_terminal_takes_several_lines_and_any_quotes(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    text = "cat <<'EOF'\nit's \"x\"\t\\n $A !! \x01 é\nEOF\nprintf '%s\\n' 'a'\n"
+    assert terminal.run(text).stdout == 'it\'s "x"\t\\n $A !! \x01 é\na\n'.encode()
+    assert terminal.run("printf '\\377\\036\\037\\r\\n'").stdout == b"\xff\x1e\x1f\r\n"
+    assert terminal.run("echo 'unfinished").exit_code
+    assert terminal.run("printf x").stdout == b"x"
+    with pytest.raises(ValueError, match="NUL"):
+        terminal.run("a\0b")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=50))
+def test_quoting_is_exact(sandbox: Guest, text: str) -> None:
+    assert sandbox.exec(f"printf %s {_quoted(text)}").stdout == text.encode()
+
+
+def test_terminal_takes_a_long_line_and_shows_long_output(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    for size in (3900, 4100, 50_000):
+        assert terminal.run(f"x={'y' * size}; echo ${{#x}}").stdout == f"{size}\n".encode()
+    assert terminal.run("seq 100000").stdout == b"".join(b"%d\n" % i for i in range(1, 100_001))
+
+
+def test_terminal_timeout(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    terminal.run("x=5")
+    result = terminal.run("echo a; cat", timeout=0.3)
+    assert (result.timed_out, result.stdout[:2]) == (True, b"a\n")
+    assert terminal.run("echo $x").stdout == b"5\n"
+    assert terminal.run("(trap '' INT; sleep 30)", timeout=0.3).timed_out
+    assert terminal.run("echo $x").stdout == b"5\n"
+    assert terminal.restarts == 0
+    assert terminal.run("trap '' INT; while :; do :; done", timeout=0.3).timed_out
+    assert terminal.run("echo [$x]").stdout == b"[]\n"
+    assert terminal.restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("exit 4", 4),
+        ("set -e; false", 1),
+        ("unset PROMPT_COMMAND", None),
+        ("kill -9 $$", None),
+        ("exec true", 0),
+        ("PROMPT_COMMAND=exit", 0),
+    ],
+)
+def test_terminal_gets_a_fresh_shell(sandbox: Guest, command: str, code: int | None) -> None:
+    terminal = sandbox.open_terminal()
+    start = time.monotonic()
+    assert terminal.run(f"x=5; {command}", timeout=20).exit_code == code
+    assert time.monotonic() - start < 20
+    assert terminal.run("echo [$x]; cd /; pwd").stdout == b"[]\n/\n"
+    assert terminal.restarts == 1
+
+
+def test_terminal_output_survives_redirection_of_the_shell(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    assert terminal.run("exec > out 2>&1; echo hidden").exit_code == 0
+    assert sandbox.read_file("out") == b"hidden\n"
+
+
+def test_terminal_by_hand(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal(rows=5, cols=20)
+    assert terminal.run("tput cols; tput lines").stdout == b"20\n5\n"
+    terminal.send("read line; echo got $line\n")
+    time.sleep(0.2)
+    terminal.send(b"words\n")
+    seen = b""
+    for _ in range(50):
+        seen += terminal.read(0.1)
+        if b"got words" in seen:
+            break
+    assert b"got words" in seen
+    terminal.run("printf '\\033[2J\\033[3;4Hhere'")
+    assert terminal.screen() == "\n\n   here"
+
+
+def test_terminal_closes_its_jobs(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    terminal.run("nohup sleep 4245 >/dev/null 2>&1 &")
+    terminal.close()
+    terminal.close()
+    assert processes(sandbox, "424[5]") == b"0\n"
+
+
+def test_exec_timeout_gives_the_terminal_a_fresh_shell(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    terminal.run("x=5")
+    with pytest.raises(ExecTimeout):
+        sandbox.exec("sleep 30", timeout=0.2)
+    assert terminal.run("echo [$x]").stdout == b"[]\n"
