@@ -90,6 +90,10 @@ class TokenScores:
     rest_logp: Float32 | None = None
 
 
+class EnvironmentFault(RuntimeError):
+    """The environment broke while an episode ran. The episode is an infrastructure failure, never a reward of 0."""
+
+
 class Policy(Protocol):
     """Anything that can play: a model in this process, a server, a script.
 
@@ -190,7 +194,8 @@ class Trajectory:
 
     rows: usually one; a prefix that could not be kept starts another, and `len(rows) - 1` counts the breaks.
     reward: the sum over turns. success: the environment's word. failure and error: whose fault, and what was raised.
-    truncated_by: "turns", "turn_tokens", "context" or "env" where `truncated`.
+    truncated_by: where `truncated`, what ran out: "turn_tokens", "trajectory_tokens", "context", or "env" for a limit
+        of the environment's own, such as its number of turns.
     """
 
     episode: str

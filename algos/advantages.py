@@ -1,7 +1,7 @@
 """How much better an episode did than its group.
 
-GRPO: Shao et al. 2024, arXiv:2402.03300, A = (R - mean) / (std + eps) with the unbiased std of the group. `scale="none"`
-is that of Liu et al. 2025 (Dr. GRPO, arXiv:2503.20783).
+GRPO: Shao et al. 2024, arXiv:2402.03300, A = (R - mean) / (std + eps) with the unbiased std of the group.
+Dividing by nothing (`scale="none"`) is Dr. GRPO's, Liu et al. 2025, arXiv:2503.20783.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Both are functions of the step's number, so that a resumed run draws what the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,14 +13,13 @@ from retort.agents.base import Trajectory
 from retort.agents.rollout import EpisodeRequest, Runner
 from retort.envs.base import TaskRef
 
-Progress = Callable[[int], None]
 Item = TypeVar("Item")
 
 
 class Episodes(Protocol):
-    """Gives the episodes of step `step`; calls `progress` with the number done as it goes."""
+    """Gives the episodes of step `step`."""
 
-    def __call__(self, step: int, progress: Progress) -> list[Trajectory]: ...
+    def __call__(self, step: int) -> list[Trajectory]: ...
 
 
 def seed_of(*path: int) -> int:
@@ -39,7 +38,7 @@ def drawn(items: Sequence[Item], count: int, step: int, seed: int) -> list[Item]
 def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, group_size: int, seed: int) -> Episodes:
     """Groups of `group_size` episodes of `prompts` tasks, sampled from the policy as it is."""
 
-    def episodes(step: int, progress: Progress) -> list[Trajectory]:
+    def episodes(step: int) -> list[Trajectory]:
         requests = [
             EpisodeRequest(
                 task=task.key,
@@ -50,7 +49,7 @@ def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, grou
             for number, task in enumerate(drawn(tasks, prompts, step, seed))
             for member in range(group_size)
         ]
-        return runner.run(requests, on_done=lambda _: progress(1))
+        return runner.run(requests)
 
     return episodes
 
@@ -58,8 +57,7 @@ def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, grou
 def expert_traces(rows: Sequence[Trajectory], *, count: int, seed: int) -> Episodes:
     """`count` of the given rows a step, all gone through in a seeded order before any comes again."""
 
-    def episodes(step: int, progress: Progress) -> list[Trajectory]:
-        progress(count)
+    def episodes(step: int) -> list[Trajectory]:
         return drawn(rows, count, step, seed)
 
     return episodes

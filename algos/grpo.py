@@ -51,7 +51,7 @@ class PolicyOptions(Options):
 
 
 class GRPOOptions(PolicyOptions):
-    """aggregate: how tokens are averaged; `length` in tokens is the constant of "dr_grpo". kl_coef: to the reference."""
+    """aggregate: how tokens are averaged; length: the constant of "dr_grpo" in tokens. kl_coef: to the reference."""
 
     aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] = "token_mean"
     length: float = Field(default=512.0, gt=0)

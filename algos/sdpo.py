@@ -49,7 +49,7 @@ class SDPOOptions(DistillOptions):
 def token_divergence(
     student_logits: Tensor, teacher_logits: Tensor, *, k: int, alpha: float, rest: Rest = "tail"
 ) -> Tensor:
-    """[B,T] divergence from whole logits [B,T,V] over the student's k likeliest entries; the teacher has no gradient."""
+    """[B,T] divergence from logits [B,T,V] over the student's k likeliest entries; no gradient for the teacher."""
     student, teacher = student_logits.float().log_softmax(-1), teacher_logits.detach().float().log_softmax(-1)
     ids = student.topk(min(k, student.shape[-1])).indices
     return jsd(restrict(student, ids, rest=rest), restrict(teacher, ids, rest=rest), alpha)

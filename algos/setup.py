@@ -5,20 +5,19 @@ Only here does a configuration become objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
-from retort.agents import store
-from retort.agents.base import Sampling, Trajectory
+from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
 from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Budget, EpisodeRequest, Runner
-from retort.agents.scripted import Apprentice, byte_chat
+from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
 from retort.algos.base import Recipe
 from retort.algos.config import ConfigError, TrainConfig
@@ -27,9 +26,12 @@ from retort.algos.learner import Learner
 from retort.algos.runs import Run, check
 from retort.algos.teacher import Teacher
 from retort.algos.traces import examples, texts
-from retort.envs.base import TextEnv
+from retort.envs.base import TaskRef
+from retort.envs.catalogue import make
 from retort.feedback.reprompt import Reprompt
 from safetensors.torch import load_file, save_file
+
+Watch = Callable[[str, int, dict[str, Any]], None]
 
 
 @dataclass(eq=False)
@@ -44,7 +46,7 @@ class Parts:
 
 
 @contextmanager
-def assemble(run: Run, recipe: Recipe, watch: Callable[[str, int, dict[str, Any]], None]) -> Iterator[Parts]:
+def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     """Makes the parts of a run and closes them after it.
 
     Raises:
@@ -53,26 +55,104 @@ def assemble(run: Run, recipe: Recipe, watch: Callable[[str, int, dict[str, Any]
     config = run.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    played = [] if recipe.rollouts else _traces(run, watch)
-    reprompt = getattr(config.options, "reprompt", Reprompt())
-    model_folder = config.model
+    if config.model == "tiny" and recipe.rollouts:
+        raise ConfigError("the tiny model is untrained: cold-start it (retort train sft) and give its checkpoint")
+    played = [] if recipe.rollouts else play_traces(config, watch)
+    reprompt: Reprompt = getattr(config.options, "reprompt", Reprompt())
+    folder = config.model
     if config.model == "tiny":
-        if recipe.rollouts:
-            raise ConfigError("model=tiny is untrained: cold-start it first (retort train sft) and give its folder")
-        model_folder = str(run.folder / "init")
-        build(run.folder / "init", texts(played, reprompt), seed=config.seed)
-    model, chat = load_model(model_folder), Chat.load(model_folder)
-    learner = Learner(model, config.learner)
-    teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None
-    policy = HFPolicy(learner.model, chat, name=config.model)
-    count = config.prompts * config.group_size
-    if not recipe.rollouts:
-        rows = examples(played, chat, config.traces, reprompt, config.seed)
-        yield Parts(policy, chat, learner, teacher, expert_traces(rows, count=count, seed=config.seed))
-        return
-    with open_runner(config, policy, chat) as (runner, env):
-        tasks = env.get_wrapper_attr("tasks")()
-        episodes = own_rollouts(
-            runner, tasks, prompts=config.prompts, group_size=config.group_size, seed=config.seed
-        )
-        yield Parts(policy, chat, learner, teacher, episodes)
+        folder = str(build(run.folder / "init", texts(played, reprompt), seed=config.seed))
+    chat = Chat.load(folder)
+    learner = Learner(load_model(folder), config.learner)
+    teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
+    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=2)
+    try:
+        if not recipe.rollouts:
+            rows = examples(played, chat, config.traces, reprompt, config.seed)
+            count = config.prompts * config.group_size
+            yield Parts(policy, chat, learner, teacher, expert_traces(rows, count=count, seed=config.seed))
+            return
+        with training_runner(config, policy, chat) as (runner, tasks):
+            groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
+            yield Parts(policy, chat, learner, teacher, own_rollouts(runner, tasks, **groups))
+    finally:
+        policy.close()
+
+
+@contextmanager
+def training_runner(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator[tuple[Runner, list[TaskRef]]]:
+    """A runner on the training split, and its tasks.
+
+    Raises:
+        ConfigError: the environment has no training tasks.
+    """
+    make_env = partial(make, config.env, split="train", **config.env_args)
+    env = make_env()
+    tasks = [ref for ref in env.get_wrapper_attr("tasks")() if ref.split == "train"]
+    env.close()
+    if not tasks:
+        raise ConfigError(f"{config.env}: expected tasks in the train split, found none")
+    sampling = Sampling(temperature=config.sampling.temperature, max_new_tokens=config.sampling.turn_tokens)
+    budget = Budget(context_tokens=config.sampling.context_tokens)
+    runner = Runner(
+        make_env, policy, chat, env_id=config.env, concurrency=config.concurrency, sampling=sampling, budget=budget
+    )
+    try:
+        yield runner, tasks
+    finally:
+        runner.close()
+
+
+def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
+    """Episodes that the apprentice plays for real on training tasks, the same for the same seed."""
+    chat, options = Chat(ByteTokenizer()), config.traces
+    total, done = options.tasks * options.per_task, 0
+
+    def count(_: Trajectory) -> None:
+        nonlocal done
+        done += 1
+        watch("traces", done, {"total": total})
+
+    unlimited = config.model_copy(
+        update={"sampling": config.sampling.model_copy(update={"turn_tokens": 4096, "context_tokens": 65_536})}
+    )
+    with training_runner(unlimited, apprentice(chat, options.skill), chat) as (runner, tasks):
+        requests = [
+            EpisodeRequest(task.key, seed_of(config.seed, number, member), number, f"trace-{number}-{member}")
+            for number, task in enumerate(drawn(tasks, options.tasks, 0, config.seed))
+            for member in range(options.per_task)
+        ]
+        return runner.run(requests, on_done=count)
+
+
+def save(folder: Path, parts: Parts) -> None:
+    """Fills a checkpoint: an ordinary Hugging Face folder, and beside it what the next step needs."""
+    parts.learner.model.save_pretrained(folder)
+    parts.chat.save(folder)
+    torch.save(parts.learner.state_dict(), folder / "learner.pt")
+    if parts.teacher is not None:
+        save_file(parts.teacher.state_dict(), folder / "teacher.safetensors")
+
+
+def restore(run: Run, parts: Parts) -> int:
+    """Takes over the newest checkpoint of the run, if there is one; returns the number of finished steps.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
+    if not (found := run.checkpoints()):
+        return 0
+    folder = found[-1]
+    step = check(folder)
+    model = parts.learner.model
+    if run.config.learner.lora_rank:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    parts.learner.load_state_dict(torch.load(folder / "learner.pt", weights_only=True))
+    if parts.teacher is not None:
+        parts.teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
+    parts.policy.version = step
+    return step

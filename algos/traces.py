@@ -79,6 +79,20 @@ def encode(trajectory: Trajectory, chat: Chat) -> Row:
     )
 
 
+def texts(played: Sequence[Trajectory], reprompt: Reprompt) -> list[str]:
+    """Every text that a model of these traces will meet, privileged ones included: what a tokenizer is trained on."""
+    found = []
+    for item in played:
+        found += [message["content"] for message in item.messages]
+        for template, text in (
+            (reprompt.feedback_template, feedback_text(item, reprompt.sources)),
+            (reprompt.solution_template, solution_text(item)),
+        ):
+            if text and item.messages:
+                found.append(template.format(prompt=item.messages[0]["content"], text=text))
+    return found
+
+
 def examples(
     played: Sequence[Trajectory], chat: Chat, options: TraceOptions, reprompt: Reprompt, seed: int
 ) -> list[Trajectory]:

@@ -8,8 +8,9 @@ killed goes on from there and ends with the same weights.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,12 @@ import numpy as np
 import torch
 from retort.agents import store
 from retort.agents.base import Trajectory
-from retort.agents.scoring import Scored, score_tokens
+from retort.agents.scoring import Scored
 from retort.algos.base import Recipe, TokenBatch
 from retort.algos.batch import Rows, collate, flatten, with_proximal, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.runs import Run
-from retort.algos.setup import Parts, assemble, restore, save
+from retort.algos.setup import Parts, Watch, assemble, restore, save
 from retort.feedback.base import TeacherView, guard
 
 
@@ -44,9 +45,6 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-Watch = Callable[[str, int, dict[str, Any]], None]
-
-
 def silent(stage: str, done: int, metrics: dict[str, Any]) -> None:
     """Watches nothing."""
 
@@ -54,7 +52,8 @@ def silent(stage: str, done: int, metrics: dict[str, Any]) -> None:
 def train(run: Run, watch: Watch = silent) -> Path:
     """Trains from the last whole checkpoint to the end and returns the folder of the last one.
 
-    watch: called with ("episode", 1, {}) as episodes end and with ("step", number, metrics) after each update.
+    watch: called with ("traces", played, {}) while expert traces are played and ("step", number, metrics) after each
+        update; a "total" in the metrics says how many there will be.
 
     Raises:
         ConfigError: the configuration asks for what cannot be had here.
@@ -65,6 +64,7 @@ def train(run: Run, watch: Watch = silent) -> Path:
     with assemble(run, recipe, watch) as parts:
         start = restore(run, parts)
         run.rewind(start)
+        watch("step", start, {"total": config.steps})
         for step in range(start, config.steps):
             metrics = train_step(run, recipe, parts, step, watch)
             run.log(metrics)
@@ -78,7 +78,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     """One update; returns what it measured."""
     config, clock = run.config, Clock()
     with clock.stage("rollout"):
-        played = parts.episodes(step, lambda done: watch("episode", done, {}))
+        played = parts.episodes(step)
     trajectories = [trajectory for trajectory in played if trajectory.usable]
     metrics = _outcome(played)
     if recipe.rollouts:
@@ -91,7 +91,9 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     batch = collate(trajectories, rows)
     if recipe.rollouts:
         with clock.stage("student"):
-            batch = with_proximal(batch, rows, student_scores(recipe, config, parts, rows, batch))
+            k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+            scores = parts.learner.score(rows.sequences, rows.positions, k=k, temperature=batch.temperature.tolist())
+            batch = with_proximal(batch, rows, scores)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts, trajectories, rows, step)
             batch = with_teacher(batch, views, teacher_scores(recipe, config, parts, views, batch), recipe.channels)
@@ -110,23 +112,6 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         **{f"share_{name}": share for name, share in credit.share.items()},
         "seconds": clock.seconds,
     }
-
-
-@torch.no_grad()
-def student_scores(
-    recipe: Recipe, config: TrainConfig, parts: Parts, rows: Rows, batch: TokenBatch
-) -> list[Scored]:
-    """The learner's scores of its own tokens before the update; its top `k` fix the support where a loss needs one."""
-    vocabulary = parts.learner.model.get_output_embeddings().weight.shape[0]
-    k = {"sampled": 0, "teacher": 0, "full": vocabulary}.get(recipe.support, getattr(config.options, "k", 0))
-    return score_tokens(
-        parts.learner.model,
-        rows.sequences,
-        rows.positions,
-        k=min(k, vocabulary),
-        temperature=batch.temperature.tolist(),
-        max_tokens=config.learner.micro_tokens,
-    )
 
 
 def teacher_views(

@@ -131,6 +131,7 @@ class TextEnv(gymnasium.Env[str, str]):
     A subclass implements `tasks`, `reset`, `step` and `gold`. `reset(options={"task": key})` picks a task; without it
     the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
 
+    held_out: families that the train split never has; reports keep them apart.
     verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
     """
 
@@ -138,6 +139,7 @@ class TextEnv(gymnasium.Env[str, str]):
     observation_space: gymnasium.Space[str]
     action_space: gymnasium.Space[str]
     verifier_version: ClassVar[str] = "1"
+    held_out: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def tasks(self) -> Sequence[TaskRef]:

@@ -72,6 +72,8 @@ class ShellEnv(TextEnv):
         SandboxError: from `reset`, when no sandbox can be started.
     """
 
+    held_out = HELD_OUT
+
     def __init__(
         self,
         split: Split = "train",

@@ -28,7 +28,7 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; ma
 @app.command()
 def envs(as_json: Json = False) -> None:
     """What can be made, with splits and task counts, and what is missing to use it."""
-    from retort.catalogue import catalogue
+    from retort.envs.catalogue import catalogue
 
     entries = catalogue()
     if as_json:
@@ -44,7 +44,7 @@ def envs(as_json: Json = False) -> None:
 @app.command("check-env")
 def check_env_command(env_id: str, seed: Seed = 0) -> None:
     """Hold a registered environment against the contract."""
-    from retort.catalogue import make
+    from retort.envs.catalogue import make
     from retort.envs.check import CheckError, check_env
 
     env = make(env_id)

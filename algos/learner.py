@@ -1,0 +1,330 @@
+"""The learner: scores what the student wrote, and makes one optimiser step from the terms of a recipe.
+
+Denominators are those of the whole batch, read from the masks of the terms before anything is computed, so that the
+split into micro-batches changes nothing. Only tokens that some term depends on are scored, and a row is read no
+further than its last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from retort.agents.base import Int64
+from retort.agents.scoring import Scored, forward_positions, pack, score_tokens
+from retort.algos.aggregate import count_of
+from retort.algos.base import Credit, Student, Term, TokenBatch
+from retort.algos.muon import Muon
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+Loss = Callable[[TokenBatch, Credit, Student, Any], tuple[Term, ...]]
+Value = TypeVar("Value")
+
+
+class LearnerOptions(BaseModel):
+    """How the weights move, and on what.
+
+    lr: of everything, or with "muon" of hidden matrices; adam_lr: of all else then (None: lr). weight_decay: of
+    matrices alone. grad_clip: largest norm of the whole gradient. micro_tokens: padded tokens in one pass.
+    device: "auto" takes an accelerator where there is one. dtype: of the arithmetic below the head; weights that learn
+    stay float32. checkpointing: keep only what enters each layer, and compute the rest again. lora_rank: 0 trains all
+    weights; lora_alpha: None is twice the rank. warmup: steps up to lr. schedule: after that; "linear" and "cosine"
+    reach 0 at step `decay_steps`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=1e-5, gt=0)
+    adam_lr: float | None = Field(default=None, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    micro_tokens: int = Field(default=4096, ge=1)
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
+    lora_rank: int = Field(default=0, ge=0)
+    lora_alpha: float | None = Field(default=None, gt=0)
+    warmup: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    decay_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _decay_has_an_end(self) -> LearnerOptions:
+        if self.schedule != "constant" and self.decay_steps <= self.warmup:
+            raise ValueError(f"schedule {self.schedule!r} needs decay_steps above warmup, found {self.decay_steps}")
+        return self
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at 0-based `step`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        left = 1 - min(1.0, (step - self.warmup) / max(1, self.decay_steps - self.warmup))
+        shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+        return shapes[self.schedule]
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """What one update did.
+
+    loss: weighted sum of `terms`, each by its name. grad_norm: before clipping. tokens: read by the model, without
+    padding; scored: that a term depends on. skipped: why no step was made, or "".
+    """
+
+    loss: float
+    terms: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    tokens: int
+    scored: int
+    micro_batches: int
+    skipped: str = ""
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """Flat, for the log."""
+        known = {f"loss_{name}": value for name, value in self.terms.items()}
+        rest: dict[str, float | int | str] = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, **known}
+        counts = {"tokens_read": self.tokens, "tokens_scored": self.scored, "micro_batches": self.micro_batches}
+        return {**rest, **counts, "skipped": self.skipped}
+
+
+class Learner:
+    """Owns the weights that learn (`model`) and their optimisers."""
+
+    def __init__(self, model: nn.Module, options: LearnerOptions) -> None:
+        self.options = options
+        self.device = torch.device(_device(options.device))
+        self.model = _prepare(model, options, self.device)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimisers = _optimisers(self.model, options)
+        self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.steps = 0
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """The precision below the head; whoever scores with these weights scores within it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.dtype == "bfloat16")
+
+    @torch.no_grad()
+    def score(
+        self,
+        sequences: Sequence[ArrayLike],
+        positions: Sequence[ArrayLike],
+        *,
+        ids: Sequence[Tensor | Int64] | None = None,
+        k: int = 0,
+        entropy: bool = False,
+        temperature: float | Sequence[float] = 1.0,
+    ) -> list[Scored]:
+        """`score_tokens` with the current weights; `k` beyond the vocabulary means all of it."""
+        k = min(k, int(self.model.get_output_embeddings().out_features))  # type: ignore[operator]
+        asked = {"ids": ids, "k": k, "entropy": entropy, "temperature": temperature}
+        with self.arithmetic():
+            return score_tokens(self.model, sequences, positions, max_tokens=self.options.micro_tokens, **asked)  # type: ignore[arg-type]
+
+    def update(self, batch: TokenBatch, credit: Credit, loss: Loss, options: Any) -> UpdateStats:
+        """One optimiser step. A gradient that is not finite, or no token to learn from, skips it and is reported.
+
+        Raises:
+            ValueError: a term wants a loss at position 0.
+        """
+        batch, credit = _map(batch, lambda t: t.to(self.device)), _map(credit, lambda t: t.to(self.device))
+        with torch.no_grad():
+            before = Student(
+                batch.proximal_logp, batch.proximal_entropy, batch.proximal_rest_logp, batch.proximal_support_logp
+            )
+            terms = loss(batch, credit, before, options)
+        counts = {term.name: count_of(term.aggregate, term.mask) for term in terms}
+        needed = torch.zeros_like(batch.mask)
+        for term in terms:
+            needed |= term.mask if term.active is None else term.mask & term.active
+        if needed[:, 0].any():
+            raise ValueError("a term has a token at position 0, which nothing stands before")
+        lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
+        rows = np.flatnonzero(lengths)
+        values = {term.name: 0.0 for term in terms}
+        micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
+        self._zero()
+        for part in micro:
+            index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
+            for name, value in self._backward(
+                _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
+            ).items():
+                values[name] += value
+        total = sum(term.weight * values[term.name] for term in terms)
+        read, scored = int((lengths[rows] - 1).sum()), int(needed.sum())
+        norm = self._clip() if micro else 0.0
+        skipped = "" if micro else "no token to learn from"
+        if not (math.isfinite(norm) and math.isfinite(total)):
+            skipped = "the gradient is not finite"
+        rate = self.rates[0][0] * self.options.factor(self.steps)
+        if not skipped:
+            self._step()
+        self._zero()
+        return UpdateStats(total, values, norm, rate, read, scored, len(micro), skipped)
+
+    def _backward(
+        self,
+        batch: TokenBatch,
+        credit: Credit,
+        needed: Tensor,
+        loss: Loss,
+        options: Any,
+        counts: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Adds the gradient of one micro-batch; returns its share of each term's value."""
+        terms = loss(batch, credit, self._student(batch, needed), options)
+        folded = {term.name: term.aggregate(term.value, term.mask, count=counts[term.name]) for term in terms}
+        total = torch.stack([term.weight * folded[term.name] for term in terms]).sum()
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        return dict(zip(folded, torch.stack([value.detach() for value in folded.values()]).tolist(), strict=True))
+
+    def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
+        """The current weights' word on the needed tokens, and the proximal values elsewhere."""
+        row, at = needed.nonzero(as_tuple=True)
+        with self.arithmetic():
+            scored = forward_positions(
+                self.model,
+                batch.tokens,
+                row,
+                at,
+                ids=None if batch.support_ids is None else batch.support_ids[row, at],
+                entropy=batch.proximal_entropy is not None,
+                temperature=batch.temperature[row],
+            )
+
+        def put(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+            return None if old is None or new is None else old.index_put((row, at), new.to(old.dtype))
+
+        return Student(
+            logp=batch.proximal_logp.index_put((row, at), scored.logp.to(batch.proximal_logp.dtype)),
+            entropy=put(batch.proximal_entropy, scored.entropy),
+            rest_logp=put(batch.proximal_rest_logp, scored.rest_logp),
+            support_logp=put(batch.proximal_support_logp, scored.ids_logp),
+        )
+
+    def _clip(self) -> float:
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip))
+
+    def _step(self) -> None:
+        factor = self.options.factor(self.steps)
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimiser.step()
+        self.steps += 1
+
+    def _zero(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers and the count of steps, which fixes the learning rate; the weights are the model's."""
+        return {"steps": self.steps, "optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave; the next step is then the same bit for bit.
+
+        Raises:
+            ValueError: it is the state of other optimisers or of another model.
+        """
+        if len(state["optimisers"]) != len(self.optimisers):
+            found = len(state["optimisers"])
+            raise ValueError(f"expected the state of {len(self.optimisers)} optimisers, found {found}")
+        for optimiser, own in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(own)
+        self.steps = int(state["steps"])
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) -> Any:
+    """On its device, without dropout (a ratio of current to proximal is 1 before the first step), adapters added."""
+    if options.dtype == "bfloat16" and device.type == "cpu":
+        warnings.warn("bfloat16 on a CPU is often many times slower than float32", stacklevel=3)
+    if options.lora_rank:
+        from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
+
+        if options.dtype == "bfloat16":
+            model = model.to(torch.bfloat16)
+        alpha = options.lora_alpha if options.lora_alpha is not None else 2.0 * options.lora_rank
+        adapter = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, adapter)
+    else:
+        model = model.float()
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    model.train(options.checkpointing)
+    if options.checkpointing:
+        # Layers are computed again only in training mode, and adapters need a gradient to reach the first of them.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model
+
+
+def _optimisers(model: Any, options: LearnerOptions) -> list[Optimizer]:
+    """AdamW for all; or Muon for hidden matrices, and AdamW for embeddings, head, norms and biases."""
+    named = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    apart = {id(parameter) for end in ends for parameter in end.parameters()}
+    hidden = [p for p in named if p.ndim == 2 and id(p) not in apart] if options.optimiser == "muon" else []
+    taken = {id(parameter) for parameter in hidden}
+    others = [parameter for parameter in named if id(parameter) not in taken]
+    decay = {True: options.weight_decay, False: 0.0}
+    groups = [
+        {"params": chosen, "weight_decay": decay[matrices]}
+        for matrices in (True, False)
+        if (chosen := [parameter for parameter in others if (parameter.ndim >= 2) is matrices])
+    ]
+    made: list[Optimizer] = []
+    if hidden:
+        made.append(Muon(hidden, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay))
+    if groups:
+        rate = options.adam_lr if hidden and options.adam_lr is not None else options.lr
+        made.append(AdamW(groups, lr=rate, betas=options.betas, fused=True))
+    return made
+
+
+def _map(whole: Value, change: Callable[[Tensor], Tensor]) -> Value:
+    """A TokenBatch or Credit with `change` applied to each of its tensors."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        return {key: changed(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+    return replace(whole, **{f.name: changed(getattr(whole, f.name)) for f in fields(whole)})  # type: ignore[type-var, arg-type]
+
+
+def _rows(whole: Value, index: Tensor, width: int) -> Value:
+    """The rows at `index`, cut to `width` tokens. The shapes tell: [B], [B,T,..], or [N,B,T,..] for a teacher's."""
+    teacher: dict[int, Tensor] = {}
+    if isinstance(whole, TokenBatch):
+        names = [f.name for f in fields(whole) if f.name.startswith("teacher_")]
+        teacher = {id(value): value for name in names if (value := getattr(whole, name)) is not None}
+
+    def chosen(value: Tensor) -> Tensor:
+        if id(value) in teacher:
+            return value[:, index, :width]
+        return value[index, :width] if value.ndim > 1 else value[index]
+
+    return _map(whole, chosen)
