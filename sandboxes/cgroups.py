@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from retort.sandboxes.base import Limits, SandboxStartupError
@@ -57,7 +56,6 @@ class Group:
             _remove(folder.parent, None)
 
 
-@cache
 def tree(root: Path = ROOT, own: Path = Path("/proc/self/cgroup")) -> Tree | None:
     """Where this process may make groups that limit memory and pids; None where it may not."""
     if (root / "cgroup.controllers").exists():

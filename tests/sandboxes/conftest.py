@@ -63,13 +63,18 @@ def groups() -> Callable[[], set[Path]]:
     return look
 
 
-def living(text: str) -> list[int]:
-    """Host processes whose command line holds `text`."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if text.encode() in Path(f"/proc/{name}/cmdline").read_bytes() and int(name) != os.getpid():
-                found.append(int(name))
-        except OSError:
-            continue
-    return found
+@pytest.fixture
+def living() -> Callable[[str], list[int]]:
+    """Host processes whose command line holds a text."""
+
+    def look(text: str) -> list[int]:
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if text.encode() in Path(f"/proc/{name}/cmdline").read_bytes() and int(name) != os.getpid():
+                    found.append(int(name))
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    return look

@@ -25,7 +25,7 @@ from retort.sandboxes.terminal import _quoted
 
 
 def processes(sandbox: Guest, marker: str) -> bytes:
-    """Command lines inside that hold the marker, which is given in two halves so that the search does not find itself."""
+    """How many sleep that long; the marker is a pattern that does not match itself."""
     return sandbox.exec(
         ["bash", "-c", f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep {marker}'"]
     ).stdout
