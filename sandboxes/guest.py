@@ -8,10 +8,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import select
 import signal
 import socket
-import struct
 import subprocess
 import tarfile
 import threading
@@ -32,12 +30,12 @@ from retort.sandboxes.base import (
     UnsupportedLimit,
 )
 from retort.sandboxes.init import receive, send
+from retort.sandboxes.streams import Streams
 from retort.sandboxes.terminal import BashTerminal
 
 MiB = 1 << 20
 ANSWER_S = 30.0  # the longest that init may take over one request
 TREE_BYTES = 256 * MiB  # the most that is read out at once where `disk_mb` sets no bound
-BLOCK = 65536
 
 
 class Guest:
@@ -76,9 +74,11 @@ class Guest:
             try:
                 send(self._channel, [name, arguments], blobs, fds)
                 reply, data, got = receive(self._channel, _tree_bytes(self.limits) + 64 * MiB)
-            except (EOFError, OSError, ValueError) as error:
+            except (EOFError, OSError, ValueError, KeyboardInterrupt) as error:
                 self._closed = f"the sandbox's init is gone or does not answer ({name}: {error!r})"
                 self._end()
+                if isinstance(error, KeyboardInterrupt):
+                    raise  # the answer will never be read, so nothing more can be asked
                 raise SandboxClosed(self._closed) from error
         if isinstance(reply, dict) and "errno" in reply:
             raise OSError(reply["errno"], os.strerror(reply["errno"]), reply["path"])
@@ -121,12 +121,14 @@ class Guest:
             words = f"{argv[0]}: {os.strerror(reply['refused'])}\n".encode()
             result = ExecResult(b"", words, 126 if reply["refused"] != 2 else 127, duration_s=time.monotonic() - start)
         else:
-            streams = _Streams(ours, stdin, self.limits.output_bytes)
-            ended = streams.wait(start + limit)
-            if not ended:
-                self.freeze()
-                streams.drain()
-            streams.close()
+            streams = Streams(ours, stdin, self.limits.output_bytes)
+            try:
+                ended = streams.wait(start + limit)
+                if not ended:
+                    self.freeze()
+                    streams.drain()
+            finally:
+                streams.close()
             code = streams.code
             result = ExecResult(
                 bytes(streams.kept[0]),
@@ -186,7 +188,11 @@ class Guest:
     def reset(self) -> None:
         last = self._terminals[-1] if self._terminals else None
         self._drop_terminals()
-        self._ask("reset")
+        try:
+            self._ask("reset")
+        except OSError as error:
+            self.close()
+            raise SandboxClosed(f"the sandbox could not be made clean and was closed: {error}") from error
         if last:  # whoever used a terminal will want one: let it start while they set the scene
             self._spare = BashTerminal(self, last.rows, last.cols)
 
@@ -298,88 +304,6 @@ class Guest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Streams:
-    """The pipes of one running command: feeds stdin, keeps the first bytes of each stream, learns the status."""
-
-    def __init__(self, fds: list[int], stdin: bytes, limit: int) -> None:
-        self.stdin, *self.outputs, self.status = fds
-        self.left = memoryview(stdin)
-        self.limit = limit
-        self.kept = [bytearray(), bytearray()]
-        self.total = [0, 0]
-        self.cut = [False, False]
-        self.flooded = False
-        self.code: int | None = None
-        self.open = set(fds)
-        for fd in fds:
-            os.set_blocking(fd, False)
-        if not stdin:
-            self._shut(self.stdin)
-
-    def wait(self, deadline: float) -> bool:
-        """Until the command has ended and its pipes hold no more; False at the deadline or when it floods."""
-        while self.code is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or self.flooded:
-                return False
-            self._turn(left)
-        self.drain()
-        return True
-
-    def drain(self) -> None:
-        """Take what is in the pipes already; who still holds them is not waited for."""
-        if self.code is None:
-            self._turn(1.0, [self.status])
-        for place, fd in enumerate(self.outputs):
-            while fd in self.open and self._read(place, fd) and not self.flooded:
-                pass
-
-    def _turn(self, left: float, only: Sequence[int] = ()) -> None:
-        poll = select.poll()
-        for fd in only or self.open:
-            poll.register(fd, select.POLLOUT if fd == self.stdin else select.POLLIN)
-        for fd, _ in poll.poll(left * 1000):
-            if fd == self.stdin:
-                self._feed()
-            elif fd == self.status:
-                data = os.read(fd, 4)
-                self.code = struct.unpack("!i", data)[0] if data else -signal.SIGKILL
-                self._shut(fd)
-            else:
-                self._read(self.outputs.index(fd), fd)
-
-    def _feed(self) -> None:
-        try:
-            self.left = self.left[os.write(self.stdin, self.left[:BLOCK]) :]
-        except BrokenPipeError:
-            self.left = self.left[:0]
-        if not self.left:
-            self._shut(self.stdin)
-
-    def _read(self, place: int, fd: int) -> bool:
-        try:
-            data = os.read(fd, BLOCK)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._shut(fd)
-            return False
-        self.total[place] += len(data)
-        kept = self.kept[place]
-        kept += data[: self.limit - len(kept)]
-        self.cut[place] = self.total[place] > self.limit
-        self.flooded = self.total[place] > max(8 * self.limit, MiB)
-        return True
-
-    def _shut(self, fd: int) -> None:
-        self.open.discard(fd)
-        os.close(fd)
-
-    def close(self) -> None:
-        for fd in list(self.open):
-            self._shut(fd)
 
 
 def configuration(

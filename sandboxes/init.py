@@ -103,8 +103,10 @@ class Init:
             send(self.channel, *reply)
             for fd in reply[2] if len(reply) > 2 else ():
                 os.close(fd)
-        except OSError as error:
-            send(self.channel, {"errno": error.errno, "path": error.filename or ""})
+        except (OSError, ValueError, MemoryError) as error:
+            number = {ValueError: errno.EINVAL, MemoryError: errno.ENOMEM}.get(type(error), errno.EINVAL)
+            path = getattr(error, "filename", None) or ""
+            send(self.channel, {"errno": getattr(error, "errno", number), "path": str(path)})
         finally:
             for fd in fds:
                 os.close(fd)
@@ -295,8 +297,7 @@ class Init:
     def tree(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object, list[bytes]]:
         """Entries (path, kind, mode, mtime_ns), one blob each."""
         entries, contents, left = [], [], self.tree_bytes
-        top = os.path.join(self.work, path)
-        os.listdir(top)
+        top = self.work if path == "." else os.path.join(self.work, path)  # "/work/." cannot be named once closed
         for name, found in walk(top):
             where, kind, data = os.path.join(top, name), "other", b""
             try:
@@ -340,28 +341,31 @@ class Init:
 
 
 def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below `top`, a directory before what is in it; closed directories are opened for the look."""
-    todo, count = [""], 0
-    while todo:
-        folder = todo.pop()
-        below = os.path.join(top, folder)
-        mode = stat.S_IMODE(os.lstat(below).st_mode)
-        closed = folder and mode & 0o500 != 0o500
-        if closed:
-            os.chmod(below, mode | 0o700)
-        try:
+    """Everything below `top`, a directory before what is in it; closed directories are open as long as it lasts."""
+    todo, opened, count = [""], [], 0
+    try:
+        while todo:
+            folder = todo.pop()
+            below = os.path.join(top, folder).rstrip("/")
+            mode = os.lstat(below).st_mode
+            if stat.S_ISDIR(mode) and mode & 0o500 != 0o500:
+                os.chmod(below, stat.S_IMODE(mode) | 0o700)
+                opened.append((below, stat.S_IMODE(mode)))
             for name in sorted(os.listdir(below)):
                 count += 1
                 if count > TOO_MANY:
                     raise OSError(errno.EFBIG, "too many entries", top)
                 path = os.path.join(folder, name)
-                found = os.lstat(os.path.join(top, path))
+                try:
+                    found = os.lstat(os.path.join(top, path))
+                except FileNotFoundError:
+                    continue  # gone since it was listed
                 yield path, found
                 if stat.S_ISDIR(found.st_mode):
                     todo.append(path)
-        finally:
-            if closed:
-                os.chmod(below, mode)
+    finally:
+        for below, mode in reversed(opened):
+            os.chmod(below, mode)
 
 
 def empty(top: str) -> None:

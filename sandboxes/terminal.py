@@ -18,14 +18,13 @@ import time
 from typing import Literal, Protocol
 
 from retort.sandboxes.base import ExecResult, Limits, SandboxClosed, SandboxError
+from retort.sandboxes.streams import BLOCK, FLOOD, LEAST_FLOOD
 
 START_S = 10.0  # for a shell to show its first prompt
 GRACE_S = 0.5  # after Ctrl-C, and after the kill that follows it
 QUIET_S = 0.25  # at a prompt without a marker, before the marker counts as lost
 LINE_MODE = 4000  # bytes that a terminal takes as one line (the kernel's limit is 4095)
-BLOCK = 65536
 SEEN = 1 << 18  # bytes of output kept for `screen`
-FLOOD = 8  # times `output_bytes`, and the command is ended
 
 Why = Literal["end", "late", "flood", "gone", "lost"]
 
@@ -88,7 +87,10 @@ class BashTerminal:
             "bind 'set enable-bracketed-paste off'; bind 'set disable-completion on'\n"
             f'PROMPT_COMMAND=\'printf "\\036%s %d\\037" {nonce} "$?" >/dev/tty\'\n'
         )
-        self._master, self._status, self._pid = self._shells.open_shell(self.rows, self.cols, startup)
+        try:
+            self._master, self._status, self._pid = self._shells.open_shell(self.rows, self.cols, startup)
+        except OSError as error:
+            raise SandboxError(f"no shell could be started ({error}); `freeze` and `reset` make room") from error
         os.set_blocking(self._master, False)
         self._buffer = bytearray()  # output that nobody has had yet
         self._seen = bytearray()  # for `screen`
@@ -151,7 +153,7 @@ class BashTerminal:
 
     def _await(self, output: _Output, deadline: float) -> Why:
         """Collect output until the marker, or until something else ends the wait."""
-        cap = max(FLOOD * output.cap, 1 << 20) + output.total
+        cap = max(FLOOD * output.cap, LEAST_FLOOD) + output.total
         quiet = time.monotonic()
         while True:
             found = self._marker.search(self._buffer)
@@ -220,9 +222,11 @@ class BashTerminal:
         self._shells.kill_foreground(self._master)
 
     def _restart(self) -> None:
+        self._closed = True  # unless all of this works
         self._release()
         self.restarts += 1
         self._start()
+        self._closed = False
 
     def _check(self) -> None:
         if self._closed:

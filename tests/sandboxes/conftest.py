@@ -50,15 +50,15 @@ def bwrap(_shared_bwrap: BwrapSandbox) -> BwrapSandbox:
 
 
 @pytest.fixture
-def groups() -> Callable[[], set[Path]]:
-    """The cgroups of sandboxes that exist now."""
+def groups() -> Callable[[int], set[Path]]:
+    """The cgroups that a supervisor's sandboxes have now, by its pid."""
     where = cgroups.tree()
     if where is None:
         pytest.skip("no cgroups may be made here")
 
-    def look() -> set[Path]:
+    def look(pid: int) -> set[Path]:
         tops = {parent / "retort" for parent in where.parents.values()}
-        return {folder for top in tops if top.is_dir() for folder in top.iterdir() if folder.is_dir()}
+        return {folder for top in tops if top.is_dir() for folder in top.glob(f"*-{pid}-*-*")}
 
     return look
 

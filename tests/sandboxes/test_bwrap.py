@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from retort.sandboxes import cgroups
-from retort.sandboxes.base import Limits, SandboxClosed, SandboxUnavailable, UnsupportedLimit
+from retort.sandboxes.base import Limits, SandboxClosed, SandboxError, SandboxUnavailable, UnsupportedLimit
 from retort.sandboxes.bwrap import BwrapSandbox
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="holds with root alone")
@@ -70,6 +70,16 @@ except BlockingIOError:
     assert terminal.run("b() { b | b & }; b", timeout=1).exit_code == 0
     bwrap.freeze()
     assert bwrap.exec("echo alive").stdout == b"alive\n"
+
+
+def test_no_room_for_a_shell_is_an_error_that_reset_mends(bwrap: BwrapSandbox) -> None:
+    fill = "import os, time\ntry:\n while True:\n  if not os.fork(): time.sleep(60)\nexcept OSError: time.sleep(60)"
+    bwrap.exec(f"python3 -c '{fill}' > /dev/null 2>&1 &")
+    assert wait_until(lambda: bwrap.exec(["true"]).exit_code == 126)
+    with pytest.raises(SandboxError, match="no shell"):
+        bwrap.open_terminal()
+    bwrap.reset()
+    assert bwrap.open_terminal().run("echo alive").stdout == b"alive\n"
 
 
 @pytest.mark.parametrize("place", ["/work", "/tmp", "/dev/shm"])
@@ -174,8 +184,8 @@ def test_reading_out_goes_through_no_link_to_init(bwrap: BwrapSandbox) -> None:
     assert bwrap.tree()["d"].kind == "link"
 
 
-def test_a_dead_init_is_a_closed_sandbox(groups: Callable[[], set[Path]]) -> None:
-    before = groups()
+def test_a_dead_init_is_a_closed_sandbox(groups: Callable[[int], set[Path]]) -> None:
+    before = groups(os.getpid())
     sandbox = BwrapSandbox()
     signal.pidfd_send_signal(sandbox._inner, signal.SIGKILL)
     with pytest.raises(SandboxClosed):
@@ -183,13 +193,12 @@ def test_a_dead_init_is_a_closed_sandbox(groups: Callable[[], set[Path]]) -> Non
     with pytest.raises(SandboxClosed):
         sandbox.exec("true")
     sandbox.close()
-    assert groups() == before
+    assert groups(os.getpid()) == before
 
 
 def test_a_killed_supervisor_leaves_nothing(
-    groups: Callable[[], set[Path]], living: Callable[[str], list[int]]
+    groups: Callable[[int], set[Path]], living: Callable[[str], list[int]]
 ) -> None:
-    before = groups()
     script = (
         "import sys, threading, time\n"
         "from retort.sandboxes.bwrap import BwrapSandbox\n"
@@ -208,23 +217,23 @@ def test_a_killed_supervisor_leaves_nothing(
         supervisor.kill()
         supervisor.wait()
     assert wait_until(lambda: not living("sleep\x004253"))
-    assert groups() > before
+    assert groups(supervisor.pid)
 
     def swept() -> bool:
         with BwrapSandbox():
             pass
-        return groups() == before
+        return not groups(supervisor.pid)
 
     assert wait_until(swept)
 
 
-def test_closing_leaves_nothing(groups: Callable[[], set[Path]], living: Callable[[str], list[int]]) -> None:
-    before = groups()
+def test_closing_leaves_nothing(groups: Callable[[int], set[Path]], living: Callable[[str], list[int]]) -> None:
+    before = groups(os.getpid())
     with BwrapSandbox() as sandbox:
         sandbox.exec("setsid sleep 4254 > /dev/null 2>&1 &")
         assert wait_until(lambda: bool(living("sleep\x004254")))
     assert not living("sleep\x004254")
-    assert groups() == before
+    assert groups(os.getpid()) == before
 
 
 @needs_root

@@ -127,6 +127,25 @@ def test_files(sandbox: Guest) -> None:
     assert sandbox.tree("a/b").keys() == {"c.txt"}
 
 
+def test_closed_folders_are_read_and_stay_closed(sandbox: Guest) -> None:
+    sandbox.exec("mkdir -p a/b/c; echo x > a/b/c/f; chmod 000 a/b/c/f a/b/c a/b a .")
+    tree = sandbox.tree()
+    assert {name: found.mode for name, found in tree.items()} == dict.fromkeys(("a", "a/b", "a/b/c", "a/b/c/f"), 0)
+    assert tree["a/b/c/f"].data == b"x\n"
+    assert sandbox.tree() == tree
+    sandbox.restore(sandbox.snapshot())
+    assert sandbox.tree() == tree
+
+
+def test_impossible_names_leave_the_sandbox_alive(sandbox: Guest) -> None:
+    with pytest.raises(OSError, match="Invalid"):
+        sandbox.read_file("a\0b")
+    with pytest.raises(TypeError):
+        sandbox.read_file(b"bytes")  # type: ignore[arg-type]
+    sandbox.write_file("not-utf8-\udcff", b"x")
+    assert sandbox.list_dir() == ["not-utf8-\udcff"]
+
+
 def test_file_errors(sandbox: Guest) -> None:
     sandbox.exec("mkdir folder; mkfifo pipe; ln -s /dev/zero zero")
     with pytest.raises(FileNotFoundError):
