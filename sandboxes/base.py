@@ -202,8 +202,9 @@ class Sandbox(Protocol):
     def tree(self, path: str = ".") -> dict[str, FileState]:
         """Every file, directory and link below `path`, by path relative to it, read by trusted code.
 
-        Raises FileNotFoundError, NotADirectoryError; OSError (EFBIG, ENAMETOOLONG) where it is too large or too deep
-        to take out, which is the doing of whoever is inside.
+        Closed directories and files below it are read too. Raises FileNotFoundError, NotADirectoryError,
+        PermissionError where `path` itself is closed; OSError (EFBIG, ENAMETOOLONG) where there is too much or too
+        deep to take out. All of these are the doing of whoever is inside.
         """
         ...
 

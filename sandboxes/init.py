@@ -297,7 +297,7 @@ class Init:
     def tree(self, path: str, *, blobs: list[bytes], fds: list[int]) -> tuple[object, list[bytes]]:
         """Entries (path, kind, mode, mtime_ns), one blob each."""
         entries, contents, left = [], [], self.tree_bytes
-        top = self.work if path == "." else os.path.join(self.work, path)  # "/work/." cannot be named once closed
+        top = os.path.join(self.work, path)
         for name, found in walk(top):
             where, kind, data = os.path.join(top, name), "other", b""
             try:
@@ -341,14 +341,17 @@ class Init:
 
 
 def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below `top`, a directory before what is in it; closed directories are open as long as it lasts."""
+    """Everything below `top`, a directory before what is in it.
+
+    Closed directories are opened as long as it lasts, but not `top`: that its own user has locked it is an error.
+    """
     todo, opened, count = [""], [], 0
     try:
         while todo:
             folder = todo.pop()
-            below = os.path.join(top, folder).rstrip("/")
+            below = os.path.join(top, folder) if folder else top
             mode = os.lstat(below).st_mode
-            if stat.S_ISDIR(mode) and mode & 0o500 != 0o500:
+            if folder and mode & 0o500 != 0o500:
                 os.chmod(below, stat.S_IMODE(mode) | 0o700)
                 opened.append((below, stat.S_IMODE(mode)))
             for name in sorted(os.listdir(below)):

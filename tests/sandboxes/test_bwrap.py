@@ -73,6 +73,7 @@ except BlockingIOError:
 
 
 def test_no_room_for_a_shell_is_an_error_that_reset_mends(bwrap: BwrapSandbox) -> None:
+    bwrap.open_terminal().close()  # a shell may have been waiting since the reset
     fill = "import os, time\ntry:\n while True:\n  if not os.fork(): time.sleep(60)\nexcept OSError: time.sleep(60)"
     bwrap.exec(f"python3 -c '{fill}' > /dev/null 2>&1 &")
     assert wait_until(lambda: bwrap.exec(["true"]).exit_code == 126)

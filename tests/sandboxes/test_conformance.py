@@ -20,6 +20,7 @@ from retort.sandboxes.base import (
     SandboxClosed,
     UnsupportedLimit,
 )
+from retort.sandboxes.bwrap import BwrapSandbox
 from retort.sandboxes.guest import Guest
 from retort.sandboxes.terminal import _quoted
 
@@ -128,13 +129,21 @@ def test_files(sandbox: Guest) -> None:
 
 
 def test_closed_folders_are_read_and_stay_closed(sandbox: Guest) -> None:
-    sandbox.exec("mkdir -p a/b/c; echo x > a/b/c/f; chmod 000 a/b/c/f a/b/c a/b a .")
+    sandbox.exec("mkdir -p a/b/c; echo x > a/b/c/f; chmod 000 a/b/c/f a/b/c a/b a")
     tree = sandbox.tree()
     assert {name: found.mode for name, found in tree.items()} == dict.fromkeys(("a", "a/b", "a/b/c", "a/b/c/f"), 0)
     assert tree["a/b/c/f"].data == b"x\n"
     assert sandbox.tree() == tree
     sandbox.restore(sandbox.snapshot())
     assert sandbox.tree() == tree
+
+
+def test_a_closed_work_folder_is_an_error_not_an_end(bwrap: BwrapSandbox) -> None:
+    bwrap.exec("chmod 000 .")
+    with pytest.raises(PermissionError):
+        bwrap.tree()
+    bwrap.reset()
+    assert bwrap.tree() == {}
 
 
 def test_impossible_names_leave_the_sandbox_alive(sandbox: Guest) -> None:
