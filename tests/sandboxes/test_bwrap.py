@@ -15,6 +15,7 @@ from retort.sandboxes import cgroups
 from retort.sandboxes.base import Limits, SandboxClosed, SandboxError, SandboxUnavailable, UnsupportedLimit
 from retort.sandboxes.bwrap import BwrapSandbox
 
+NAP = f"{2000 + os.getpid()}"  # seconds that nobody else on this machine sleeps
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="holds with root alone")
 
 
@@ -127,7 +128,7 @@ def test_the_host_is_out_of_sight(bwrap: BwrapSandbox) -> None:
 def test_a_uid_of_its_own(bwrap: BwrapSandbox, living: Callable[[str], list[int]]) -> None:
     with BwrapSandbox() as other:
         uids = set()
-        for sandbox, seconds in ((bwrap, "4251"), (other, "4252")):
+        for sandbox, seconds in ((bwrap, f"{NAP}.1"), (other, f"{NAP}.2")):
             sandbox.exec(f"sleep {seconds} > /dev/null 2>&1 &")
             assert wait_until(lambda seconds=seconds: bool(living(f"sleep\0{seconds}")))  # type: ignore[misc]
             uids |= {os.stat(f"/proc/{pid}").st_uid for pid in living(f"sleep\0{seconds}")}
@@ -206,7 +207,7 @@ def test_a_killed_supervisor_leaves_nothing(
         "made = []\n"
         "maker = threading.Thread(target=lambda: made.append(BwrapSandbox()))\n"
         "maker.start(); maker.join(); time.sleep(0.2)\n"  # a sandbox outlives the thread that made it
-        "made[0].exec('(setsid sleep 4253 &) ; sleep 4253 > /dev/null 2>&1 &')\n"
+        f"made[0].exec('(setsid sleep {NAP}.3 &) ; sleep {NAP}.3 > /dev/null 2>&1 &')\n"
         "print('up', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -214,10 +215,10 @@ def test_a_killed_supervisor_leaves_nothing(
     assert supervisor.stdout
     with supervisor.stdout as out:
         assert out.readline() == b"up\n"
-        assert wait_until(lambda: len(living("sleep\x004253")) == 2)
+        assert wait_until(lambda: len(living(f"sleep\0{NAP}.3")) == 2)
         supervisor.kill()
         supervisor.wait()
-    assert wait_until(lambda: not living("sleep\x004253"))
+    assert wait_until(lambda: not living(f"sleep\0{NAP}.3"))
     assert groups(supervisor.pid)
 
     def swept() -> bool:
@@ -231,9 +232,9 @@ def test_a_killed_supervisor_leaves_nothing(
 def test_closing_leaves_nothing(groups: Callable[[int], set[Path]], living: Callable[[str], list[int]]) -> None:
     before = groups(os.getpid())
     with BwrapSandbox() as sandbox:
-        sandbox.exec("setsid sleep 4254 > /dev/null 2>&1 &")
-        assert wait_until(lambda: bool(living("sleep\x004254")))
-    assert not living("sleep\x004254")
+        sandbox.exec(f"setsid sleep {NAP}.4 > /dev/null 2>&1 &")
+        assert wait_until(lambda: bool(living(f"sleep\0{NAP}.4")))
+    assert not living(f"sleep\0{NAP}.4")
     assert groups(os.getpid()) == before
 
 

@@ -24,12 +24,15 @@ from retort.sandboxes.bwrap import BwrapSandbox
 from retort.sandboxes.guest import Guest
 from retort.sandboxes.terminal import _quoted
 
+NAP = f"{1000 + os.getpid()}"  # seconds that nobody else on this machine sleeps
 
-def processes(sandbox: Guest, marker: str) -> bytes:
-    """How many sleep that long; the marker is a pattern that does not match itself."""
-    return sandbox.exec(
-        ["bash", "-c", f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep {marker}'"]
-    ).stdout
+
+def napping(sandbox: Guest, number: int) -> int:
+    """How many processes inside sleep for NAP.number seconds; the pattern does not match itself."""
+    count = (
+        f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep [{NAP[0]}]{NAP[1:]}[.]{number}' | wc -l"
+    )
+    return int(sandbox.exec(count).stdout)
 
 
 def test_is_a_sandbox(sandbox: Guest) -> None:
@@ -76,10 +79,10 @@ def test_exec_does_not_wait_for_what_holds_its_pipes(sandbox: Guest) -> None:
 
 def test_exec_timeout_ends_the_whole_tree(sandbox: Guest) -> None:
     with pytest.raises(ExecTimeout) as caught:
-        sandbox.exec("echo before; (setsid sleep 4242 &) ; (trap '' TERM; sleep 4242) ", timeout=0.5)
+        sandbox.exec(f"echo before; (setsid sleep {NAP}.2 &) ; (trap '' TERM; sleep {NAP}.2) ", timeout=0.5)
     assert caught.value.partial.stdout == b"before\n"
     assert caught.value.partial.timed_out
-    assert processes(sandbox, "424[2]") == b"0\n"
+    assert napping(sandbox, 2) == 0
 
 
 def test_exec_check(sandbox: Guest) -> None:
@@ -222,10 +225,14 @@ def test_snapshot_and_restore(sandbox: Guest) -> None:
 
 def test_freeze_ends_everything(sandbox: Guest) -> None:
     terminal = sandbox.open_terminal()
-    terminal.run("sleep 4243 & (setsid sleep 4243 &); echo kept > file")
+    terminal.run(f"sleep {NAP}.3 & (setsid sleep {NAP}.3 &); echo kept > file")
+    deadline = time.monotonic() + 10
+    while napping(sandbox, 3) != 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert napping(sandbox, 3) == 2
     sandbox.freeze()
     assert sandbox.read_file("file") == b"kept\n"
-    assert processes(sandbox, "424[3]") == b"0\n"
+    assert napping(sandbox, 3) == 0
     assert terminal.run("echo fresh").stdout == b"fresh\n"
     assert terminal.restarts == 1
 
@@ -233,11 +240,11 @@ def test_freeze_ends_everything(sandbox: Guest) -> None:
 def test_reset_leaves_nothing(sandbox: Guest) -> None:
     terminal = sandbox.open_terminal()
     terminal.run("export A=1; kill() { :; }; exec() { :; }; unset() { :; }; builtin() { :; }; alias ls=rm; cd /")
-    terminal.run("(setsid sleep 4244 &); (trap '' TERM HUP INT; sleep 4244) & ")
+    terminal.run(f"(setsid sleep {NAP}.4 &); (trap '' TERM HUP INT; sleep {NAP}.4) & ")
     terminal.run("cd $HOME; mkdir -p a/b; touch a/b/c; chmod 000 a/b/c a/b a; chmod 000 .")
     sandbox.reset()
     assert sandbox.tree() == {}
-    assert processes(sandbox, "424[4]") == b"0\n"
+    assert napping(sandbox, 4) == 0
     again = sandbox.open_terminal()
     assert again.run("echo [$A]; type kill | head -1; pwd").stdout.startswith(b"[]\nkill is a shell builtin\n")
     assert sandbox.exec("touch x && stat -c %a .").stdout == b"755\n"
@@ -402,10 +409,10 @@ def test_terminal_by_hand(sandbox: Guest) -> None:
 
 def test_terminal_closes_its_jobs(sandbox: Guest) -> None:
     terminal = sandbox.open_terminal()
-    terminal.run("nohup sleep 4245 >/dev/null 2>&1 &")
+    terminal.run(f"nohup sleep {NAP}.5 >/dev/null 2>&1 &")
     terminal.close()
     terminal.close()
-    assert processes(sandbox, "424[5]") == b"0\n"
+    assert napping(sandbox, 5) == 0
 
 
 def test_exec_timeout_gives_the_terminal_a_fresh_shell(sandbox: Guest) -> None:
