@@ -39,9 +39,9 @@ def group_relative(
     r = reward.double()
     share = torch.ones_like(r)
     if episode is not None:
-        _, which, rows = episode.unique(return_inverse=True, return_counts=True)
+        _, which, rows = episode.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
         share = 1 / rows[which].double()
-    names, index = group.unique(return_inverse=True)
+    names, index = group.unique(return_inverse=True)  # type: ignore[no-untyped-call]
 
     def total(x: Tensor) -> Tensor:
         return x.new_zeros(len(names)).index_add_(0, index, x)

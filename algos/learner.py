@@ -55,7 +55,7 @@ class LearnerOptions(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     lora_rank: int = Field(default=0, ge=0)
-    lora_alpha: float | None = Field(default=None, gt=0)
+    lora_alpha: int | None = Field(default=None, gt=0)
     warmup: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     decay_steps: int = Field(default=0, ge=0)
@@ -128,7 +128,7 @@ class Learner:
         temperature: float | Sequence[float] = 1.0,
     ) -> list[Scored]:
         """`score_tokens` with the current weights; `k` beyond the vocabulary means all of it."""
-        k = min(k, int(self.model.get_output_embeddings().out_features))  # type: ignore[operator]
+        k = min(k, int(self.model.get_output_embeddings().out_features))
         asked = {"ids": ids, "k": k, "entropy": entropy, "temperature": temperature}
         with self.arithmetic():
             return score_tokens(self.model, sequences, positions, max_tokens=self.options.micro_tokens, **asked)  # type: ignore[arg-type]
@@ -156,12 +156,14 @@ class Learner:
         values = {term.name: 0.0 for term in terms}
         micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
         self._zero()
+        self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
             index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
             for name, value in self._backward(
                 _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
             ).items():
                 values[name] += value
+        self.model.eval()
         total = sum(term.weight * values[term.name] for term in terms)
         read, scored = int((lengths[rows] - 1).sum()), int(needed.sum())
         norm = self._clip() if micro else 0.0
@@ -263,7 +265,7 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
 
         if options.dtype == "bfloat16":
             model = model.to(torch.bfloat16)
-        alpha = options.lora_alpha if options.lora_alpha is not None else 2.0 * options.lora_rank
+        alpha = options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank
         adapter = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, adapter)
     else:
@@ -273,10 +275,9 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    model.train(options.checkpointing)
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+    model.eval()
     if options.checkpointing:
-        # Layers are computed again only in training mode, and adapters need a gradient to reach the first of them.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model
 
