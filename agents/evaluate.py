@@ -126,7 +126,9 @@ def spread(tasks: Sequence[TaskRef], limit: int | None) -> list[TaskRef]:
     return [tasks[place] for _, place in sorted(sorted(ranked)[:limit], key=lambda item: item[1])]
 
 
-def play(runner: Runner, tasks: Sequence[TaskRef], *, n: int, seed: int, watch: Watch | None = None) -> list[Trajectory]:
+def play(
+    runner: Runner, tasks: Sequence[TaskRef], *, n: int, seed: int, watch: Watch | None = None
+) -> list[Trajectory]:
     """n episodes of each task. An episode's seed depends on `seed`, its task and its number alone."""
     done = 0
 
@@ -172,7 +174,9 @@ def load_policy(model: str) -> tuple[Policy, Chat]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise UsageError(f"model {model!r} cannot be loaded; {nearest(model, SCRIPTS)}, a folder or a name: {error}") from error
+        raise UsageError(
+            f"model {model!r} cannot be loaded; {nearest(model, SCRIPTS)}, a folder or a name: {error}"
+        ) from error
     return loaded, loaded.chat
 
 
@@ -212,9 +216,7 @@ def evaluate(
     whole = model in SCRIPTS
     sampling = Sampling(temperature=temperature, max_new_tokens=65_536 if whole else turn_tokens)
     budget = Budget(context_tokens=None if whole else context_tokens)
-    runner = Runner(
-        make_env, policy, chat, env_id=env_id, concurrency=concurrency, sampling=sampling, budget=budget
-    )
+    runner = Runner(make_env, policy, chat, env_id=env_id, concurrency=concurrency, sampling=sampling, budget=budget)
     try:
         played = play(runner, spread(tasks, limit), n=n, seed=seed, watch=watch)
     finally:

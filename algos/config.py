@@ -107,15 +107,23 @@ def resolve(base: Mapping[str, Any], settings: Iterable[str] = ()) -> TrainConfi
     tree: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     recipe = load_recipe(str(tree.get("recipe")))
     keys = list(_keys(TrainConfig, recipe.options))
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"expected key=value, found {setting!r}")
-        _put(tree, _full_key(key.strip(), keys), _value(value.strip()))
+    for key, value in map(parse, settings):
+        _put(tree, _full_key(key, keys), value)
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error, keys)) from error
+
+
+def parse(setting: str) -> tuple[str, Any]:
+    """`key=value` as a key and a value, which is read as TOML where it can be and is text else."""
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"expected key=value, found {setting!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
 
 
 def preset(recipe: str, model: str) -> dict[str, Any]:
@@ -177,13 +185,6 @@ def _full_key(key: str, keys: list[str]) -> str:
     if found:
         raise ConfigError(f"the key {key!r} is ambiguous; expected one of {', '.join(found)}")
     raise ConfigError(f"unknown key {key!r}; {nearest(key, [*keys, *(full.rpartition('.')[2] for full in keys)])}")
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

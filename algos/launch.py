@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
+from retort.algos.config import TrainConfig, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.train import Watch, silent, train
 
@@ -40,16 +39,7 @@ def cold_start(config: TrainConfig, folder: Path, watch: Watch = silent) -> Path
     """
     shared = {"env": config.env, "env_args": config.env_args, "seed": config.seed, "threads": config.threads}
     wanted = resolve({**preset("sft", "tiny"), **shared, "concurrency": config.concurrency})
-    if (folder / "config.toml").exists():
-        run = Run.open(folder)
-        if _digest(run.config) != _digest(wanted):
-            raise ConfigError(f"{folder} holds a cold start of another configuration: remove it, or give --model")
-    else:
-        run = Run.create(folder, wanted)
+    run = Run.create_or_open(folder, wanted)
     if not run.checkpoints() or check(run.checkpoints()[-1]) < run.config.steps:
         train(run, watch)
     return run.checkpoints()[-1]
-
-
-def _digest(config: TrainConfig) -> str:
-    return json.dumps(dump(config), sort_keys=True)

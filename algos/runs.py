@@ -53,6 +53,20 @@ class Run:
             raise ConfigError(f"{folder}: expected a run folder with config.toml, found none")
         return Run(folder, read(folder / "config.toml"))
 
+    @staticmethod
+    def create_or_open(folder: Path, config: TrainConfig) -> Run:
+        """The run in `folder` where it has this very configuration, or a new one.
+
+        Raises:
+            ConfigError: the folder holds a run of another configuration.
+        """
+        if not (folder / "config.toml").exists():
+            return Run.create(folder, config)
+        run = Run.open(folder)
+        if dump(run.config) != dump(config):
+            raise ConfigError(f"{folder} holds a run of another configuration: remove it or name another folder")
+        return run
+
     def log(self, metrics: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a") as file:

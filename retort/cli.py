@@ -42,14 +42,14 @@ def envs(as_json: Json = False) -> None:
 
 
 @app.command("check-env")
-def check_env_command(env_id: str, seed: Seed = 0) -> None:
+def check_env_command(env_id: str) -> None:
     """Hold a registered environment against the contract."""
     from retort.envs.catalogue import make
     from retort.envs.check import CheckError, check_env
 
     env = make(env_id)
     try:
-        check_env(env, seed=seed)
+        check_env(env)
     except CheckError as error:
         console.print(str(error), markup=False)
         raise typer.Exit(1) from None
@@ -94,24 +94,30 @@ def train(
 @app.command("eval")
 def evaluate_command(
     env: EnvId = "retort/Shell-v0",
-    model: Annotated[str, typer.Option(help="gold, null, random, a checkpoint, a Hugging Face folder or name.")] = "gold",
+    model: Annotated[
+        str, typer.Option(help="gold, null, random, a checkpoint, a Hugging Face folder or name.")
+    ] = "gold",
     n: Annotated[int, typer.Option("-n", min=1, help="Rollouts of each task.")] = 1,
     k: Annotated[str, typer.Option(help="pass@k and pass^k for these k, such as 1,4,8.")] = "1",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one action.")] = 256,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 32,
     seed: Seed = 0,
     as_json: Json = False,
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
 ) -> None:
     """Evaluate an agent on an environment's tasks."""
-    from retort.evaluation import evaluate_model
+    from retort.agents.evaluate import evaluate
+    from retort.algos.config import ConfigError, parse
     from retort.progress import Bars, report_table
 
-    ks = tuple(int(part) for part in k.split(",") if part)
+    if not all(part.isdigit() for part in k.split(",")):
+        raise ConfigError(f"--k: expected whole numbers such as 1,4,8, found {k!r}")
+    ks = tuple(int(part) for part in k.split(","))
     with Bars(quiet=as_json) as bars:
-        report = evaluate_model(
+        report = evaluate(
             env,
             model,
             split=split,
@@ -119,9 +125,10 @@ def evaluate_command(
             ks=ks,
             limit=limit,
             temperature=temperature,
+            turn_tokens=turn_tokens,
             concurrency=concurrency,
             seed=seed,
-            env_args=settings or (),
+            env_args=dict(parse(setting) for setting in settings or ()),
             watch=bars,
         )
     if as_json:
@@ -160,6 +167,7 @@ def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = Non
 def main() -> None:
     """Runs a command; what the user can mend is one clear line and exit code 2."""
     import gymnasium
+
     from retort.envs.base import UsageError
     from retort.sandboxes.base import SandboxError
 

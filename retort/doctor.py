@@ -46,7 +46,9 @@ def _bubblewrap() -> Finding:
     from retort.sandboxes.base import SandboxError
     from retort.sandboxes.bwrap import BwrapSandbox
 
-    advice = "apt-get install bubblewrap python3 libseccomp2; without it only sandbox=unsafe works, which isolates nothing"
+    advice = (
+        "apt-get install bubblewrap python3 libseccomp2; without it only sandbox=unsafe works, which isolates nothing"
+    )
     found = _first_line("bwrap", "--version")
     if found is None:
         return Finding("bubblewrap", False, "not found", advice, needed=True)
@@ -85,7 +87,9 @@ def _training() -> Finding:
     found = {name: _package(name) for name in names}
     missing = [name for name, number in found.items() if number is None]
     detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    return Finding("training", not missing, detail or "not installed", "pip install 'retort-rl[train]'" if missing else "")
+    return Finding(
+        "training", not missing, detail or "not installed", "pip install 'retort-rl[train]'" if missing else ""
+    )
 
 
 def _gpu() -> Finding:

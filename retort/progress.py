@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -61,7 +69,9 @@ def train_table(run: Run) -> Table:
     table = Table(title=f"{run.config.recipe} on {run.config.env}")
     for column in ("step", "loss", "success", "tokens", "episodes", "seconds"):
         table.add_column(column, justify="right")
-    for line in [lines[index] for index in sorted({0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1})]:
+    for line in [
+        lines[index] for index in sorted({0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1})
+    ]:
         table.add_row(
             str(line["step"]),
             f"{line['loss']:.4f}" if "loss" in line else "skipped",
@@ -81,5 +91,10 @@ def report_table(report: Report, title: str) -> Table:
     for family in report.families:
         table.add_row(family.name, str(family.n), f"{family.success:.3f}", f"{family.stderr:.3f}")
     table.add_section()
-    table.add_row("all", str(report.n), f"{report.success:.3f}", f"{report.stderr:.3f}")
+    for total in filter(None, (report.overall, report.held_out)):
+        table.add_row(total.name, str(total.n), f"{total.success:.3f}", f"{total.stderr:.3f}")
+    table.caption = (
+        f"{report.turns:.1f} turns and {report.tokens:.0f} tokens an episode, {report.truncated:.1%} truncated, "
+        f"{report.infrastructure_failures} infrastructure failures"
+    )
     return table
