@@ -107,7 +107,8 @@ def _renderer(tokenizer: Any) -> Any:
     if known is not None:
         # Whole turns are kept, reasoning included, so that a conversation stays one row.
         return create_renderer(tokenizer, AutoRendererConfig(thinking_retention="all"))
-    if all(tokenizer.convert_tokens_to_ids(t) not in (None, tokenizer.unk_token_id) for t in ("<|im_start|>", "<|im_end|>")):
+    marks = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>")]
+    if not any(number in (None, tokenizer.unk_token_id) for number in marks):
         return create_renderer(tokenizer, CustomRendererConfig(import_path="retort.agents.chatml:ChatMLRenderer"))
     return create_renderer(tokenizer)
 

@@ -53,11 +53,11 @@ class ChatMLRenderer:
     def __init__(self, tokenizer: Any, config: ChatMLConfig | None = None) -> None:
         self.config = config or ChatMLConfig()
         self.tokenizer = tokenizer
-        found = {token: _special_id(tokenizer, token) for token in SPECIALS}
-        if missing := [token for token in (START, END) if found[token] is None]:
+        found = {token: number for token in SPECIALS if (number := _special_id(tokenizer, token)) is not None}
+        if missing := [token for token in (START, END) if token not in found]:
             raise ValueError(f"ChatML: the tokenizer has no {' and no '.join(missing)}")
         self._start, self._end = found[START], found[END]
-        self._stops = [token_id for token_id in (found[END], found[PAD]) if token_id is not None]
+        self._stops = [found[token] for token in (END, PAD) if token in found]
 
     def render(
         self,

@@ -83,7 +83,7 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
     if sampling.top_p < 1:
-        ranked, order = scaled.softmax(-1).sort(-1, descending=True, stable=True)
+        ranked, order = scaled.softmax(-1).sort(stable=True, dim=-1, descending=True)
         # A token stays while what stands before it has not reached top_p; the first always does.
         cut = ranked.cumsum(-1) - ranked >= sampling.top_p
         cut[:, 0] = False
@@ -96,11 +96,11 @@ def uniforms(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's view of a block, in the form that transformers writes through."""
 
     def __init__(self, block: _Block, index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._block, self._index = block, index
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -289,13 +289,13 @@ def _write(
         ids, logp = draw(logits, uniform, calls[0].sampling)
         for row, (token, value) in enumerate(zip(ids.tolist(), logp.tolist(), strict=True)):
             if going[row]:
-                call = rows[row]
-                tokens[call].append(token)
-                logps[call].append(value)
-                if token in stop_ids or len(tokens[call]) == limits[call]:
+                number = rows[row]
+                tokens[number].append(token)
+                logps[number].append(value)
+                if token in stop_ids or len(tokens[number]) == limits[number]:
                     going[row] = False
-                    context = block.take(row, [*calls[call].prompt, *tokens[call][:-1]])
-                    calls[call].context.ids, calls[call].context.kv = context.ids, context.kv
+                    context = block.take(row, [*calls[number].prompt, *tokens[number][:-1]])
+                    calls[number].context.ids, calls[number].context.kv = context.ids, context.kv
         if not going.any():
             break
         if going.sum() <= len(rows) // 2:
@@ -305,7 +305,8 @@ def _write(
         logits = block.feed(model, ids.unsqueeze(1), np.ones((len(rows), 1), np.bool_))
     if not np.isfinite([value for values in logps for value in values]).all():
         raise FloatingPointError("the model's logits are not finite: its weights have diverged or were loaded wrongly")
+    ends = [Finish.STOP if ids[-1] in stop_ids else Finish.LENGTH for ids in tokens]
     return [
-        Completion(tuple(ids), tuple(logp), Finish.STOP if ids[-1] in stop_ids else Finish.LENGTH, (version,) * len(ids))
-        for ids, logp in zip(tokens, logps, strict=True)
+        Completion(tuple(ids), tuple(logp), end, (version,) * len(ids))
+        for ids, logp, end in zip(tokens, logps, ends, strict=True)
     ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import partial
 from math import comb, sqrt
 from pathlib import Path
@@ -169,6 +170,8 @@ def load_policy(model: str) -> tuple[Policy, Chat]:
         inside = sorted(folder.glob("checkpoints/step-*"))
         advice = f"; did you mean {inside[-1]}?" if inside else ""
         raise UsageError(f"{model}: expected a model folder with config.json, found none{advice}")
+    if "/" not in model and not folder.is_dir() and get_close_matches(model, SCRIPTS):
+        raise UsageError(f"unknown model {model!r}; {nearest(model, SCRIPTS)}, a folder, or a Hugging Face name")
     try:
         loaded = HFPolicy.load(model, barrier=False, device="auto")
     except FileNotFoundError:

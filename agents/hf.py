@@ -11,7 +11,7 @@ import asyncio
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -119,7 +119,7 @@ class HFPolicy:
     def complete(self, calls: Sequence[Call]) -> list[Completion]:
         """Completes calls in order, `max_batch` at a time, those that sample alike together. Blocks."""
         done: list[Completion] = []
-        for _, alike in groupby(calls, key=lambda call: (call.sampling.temperature, call.sampling.top_p, call.sampling.top_k)):
+        for _, alike in groupby(calls, key=lambda call: replace(call.sampling, max_new_tokens=1)):
             rows = list(alike)
             for start in range(0, len(rows), self.max_batch):
                 batch = rows[start : start + self.max_batch]
@@ -225,5 +225,5 @@ def load_model(folder_or_name: str | Path, *, device: str = "cpu", dtype: str = 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and dtype != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn(f"{dtype} on this CPU is 20 to 90 times slower than float32: it has no unit for it", stacklevel=2)
-    model = AutoModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
     return model.to(device).eval()

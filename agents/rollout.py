@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -33,7 +33,7 @@ from retort.agents.base import (
     Turn,
 )
 from retort.agents.chat import Chat
-from retort.envs.base import Failure, Feedback, TaskRef
+from retort.envs.base import Failure, Feedback, TaskRef, TextEnv
 
 Env = gymnasium.Env[str, str]
 T = TypeVar("T")
@@ -425,7 +425,8 @@ class Runner:
                 slot.fault = f"make: {type(error).__name__}: {error}"
                 return
             self._made = True
-        await slot.policy.begin(request.episode, slot.env)
+        # The wrapped environment answers as the bare one does; gymnasium.Env is what its type says.
+        await slot.policy.begin(request.episode, cast(TextEnv, slot.env))
 
     async def _episode(self, slot: _Slot, request: EpisodeRequest) -> Trajectory:
         """Plays one episode; an environment that failed is closed, and the slot makes another for its next."""

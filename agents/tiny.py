@@ -49,7 +49,7 @@ def tokenizer(texts: Iterable[str], *, vocabulary: int = VOCABULARY) -> Any:
     # Twice as often as any text, so that the roles' merges are among the first.
     names = ["\n".join(ROLES)] * (1000 + 2 * len(corpus))
     bpe.train_from_iterator([*corpus, *names], trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         eos_token=END,
         pad_token=PAD,
@@ -60,7 +60,9 @@ def tokenizer(texts: Iterable[str], *, vocabulary: int = VOCABULARY) -> Any:
     )
 
 
-def model(tokenizer: Any, *, seed: int, hidden: int = 128, layers: int = 2, heads: int = 4, context: int = CONTEXT) -> Any:
+def model(
+    tokenizer: Any, *, seed: int, hidden: int = 128, layers: int = 2, heads: int = 4, context: int = CONTEXT
+) -> Any:
     """A freshly initialised `LlamaForCausalLM` in float32 for `tokenizer`. The same seed gives the same weights."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -83,7 +85,8 @@ def model(tokenizer: Any, *, seed: int, hidden: int = 128, layers: int = 2, head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = LlamaForCausalLM(config)
-    network.generation_config = GenerationConfig(bos_token_id=None, eos_token_id=stops, pad_token_id=stops[1])
+    ends: Any = GenerationConfig
+    network.generation_config = ends(bos_token_id=None, eos_token_id=stops, pad_token_id=stops[1])
     return network
 
 

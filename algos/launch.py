@@ -6,7 +6,8 @@ from pathlib import Path
 
 from retort.algos.config import TrainConfig, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
-from retort.algos.train import Watch, silent, train
+from retort.algos.setup import Watch
+from retort.algos.train import silent, train
 
 
 def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:

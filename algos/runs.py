@@ -111,7 +111,7 @@ class Run:
             fresh.rename(place)
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
-            last = (self.checkpoints() or [None])[-1]
+            last = next(reversed(self.checkpoints()), None)
             message = f"could not save step {step} ({error.strerror}); the last whole checkpoint is {last}"
             raise OSError(error.errno, message) from error
         for old in self.checkpoints()[: -self.config.keep]:

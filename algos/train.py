@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from retort.agents import store
 from retort.agents.base import Trajectory
 from retort.agents.scoring import Scored
+from retort.agents.store import write
 from retort.algos.base import Recipe, TokenBatch
 from retort.algos.batch import Rows, collate, flatten, with_proximal, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
@@ -84,7 +84,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     if recipe.rollouts:
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
-            store.write(run.rollouts(step + 1), played)
+            write(run.rollouts(step + 1), played)
     if not any(trajectory.sampled_tokens for trajectory in trajectories):
         return {"step": step + 1, **metrics, "skipped": "no usable episode has a model token", "seconds": clock.seconds}
     rows = flatten(trajectories)

@@ -111,6 +111,7 @@ def _show(summary: dict[str, Any], before: Report, after: Report, console: Conso
     console.print(
         f"{summary['episodes']} episodes, {summary['tokens']} sampled tokens; feedback taught "
         f"{summary['tokens_taught_by_feedback']:.0%} of them. Seconds: cold start {spent['cold_start']:.0f}, "
-        f"training {spent['train']:.0f}, evaluation {spent['eval']:.0f}. Peak memory {summary['peak_memory_mib']:.0f} MiB.",
+        f"training {spent['train']:.0f}, evaluation {spent['eval']:.0f}. "
+        f"Peak memory {summary['peak_memory_mib']:.0f} MiB.",
         markup=False,
     )

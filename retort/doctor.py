@@ -69,8 +69,9 @@ def _layers() -> Finding:
             layers = dict(sandbox.capabilities())
     except SandboxError:
         return Finding("isolation", False, "no sandbox to ask")
-    missing = [f"{name} {state}" for name, state in layers.items() if state != "active"]
-    active = [name for name, state in layers.items() if state == "active"]
+    asked = {name: state for name, state in layers.items() if "not asked for" not in state}
+    missing = [f"{name} {state}" for name, state in asked.items() if state != "active"]
+    active = [name for name, state in asked.items() if state == "active"]
     advice = f"{'; '.join(missing)}; root, or a delegated cgroup, gives the rest" if missing else ""
     return Finding("isolation", not missing, ", ".join(active), advice)
 
