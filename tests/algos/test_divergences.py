@@ -18,11 +18,17 @@ def test_by_hand():
     p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
     assert kl(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     m = [0.375, 0.625]
-    expected = sum(0.5 * a * math.log(a / c) + 0.5 * b * math.log(b / c) for a, b, c in zip([0.5] * 2, [0.25, 0.75], m))
+    expected = sum(
+        0.5 * a * math.log(a / c) + 0.5 * b * math.log(b / c)
+        for a, b, c in zip([0.5] * 2, [0.25, 0.75], m, strict=True)
+    )
     assert jsd(p, q, 0.5).item() == pytest.approx(expected)
     # beta weighs the teacher, in the mixture and in the sum.
     m = [0.9 * 0.5 + 0.1 * 0.25, 0.9 * 0.5 + 0.1 * 0.75]
-    expected = sum(0.1 * b * math.log(b / c) + 0.9 * a * math.log(a / c) for a, b, c in zip([0.5] * 2, [0.25, 0.75], m))
+    expected = sum(
+        0.1 * b * math.log(b / c) + 0.9 * a * math.log(a / c)
+        for a, b, c in zip([0.5] * 2, [0.25, 0.75], m, strict=True)
+    )
     assert jsd(p, q, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -106,5 +112,5 @@ def test_estimator_gradients_by_exact_enumeration(seed):
 
 
 def test_beta_out_of_range():
-    with pytest.raises(ValueError, match="from 0 to 1, found 1.5"):
+    with pytest.raises(ValueError, match=r"from 0 to 1, found 1\.5"):
         jsd(torch.zeros(1), torch.zeros(1), 1.5)
