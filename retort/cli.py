@@ -7,6 +7,8 @@ import os
 # Before torch is imported: threads that spin while they wait make a busy two-core machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Our own bars are enough.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
 from pathlib import Path
