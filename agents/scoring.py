@@ -102,18 +102,67 @@ class _Call:
     entropy: bool
     dtype: torch.dtype
 
-    def logits(self, hidden: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            given = dict(zip(self.names, parameters, strict=True))
-            result: Tensor = functional_call(self.head, given, (hidden,))
-            return result
-
     def lift(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor.detach()
 
-    def leaves(self, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-        """Copies outside the graph, in the dtype of the head's arithmetic, that take gradient where it is wanted."""
-        return [self.lift(t.detach()).detach().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)]
+    def pass_through(self, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> _Linear | _Module:
+        """The head as a function whose gradient can be asked for, chunk by chunk."""
+        lifted = [self.lift(parameter) for parameter in parameters]
+        if type(self.head) is nn.Linear and not self.head._forward_hooks and not self.head._forward_pre_hooks:
+            return _Linear(lifted, wanted)
+        return _Module(self, lifted, wanted)
+
+
+class _Linear:
+    """A plain linear head: one buffer for the logits of all chunks, and gradients added in place."""
+
+    def __init__(self, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self.weight, self.bias = parameters[0], parameters[1] if len(parameters) > 1 else None
+        self.wanted = wanted
+        self.totals: list[Tensor | None] = [None] * len(parameters)
+        self.buffer = self.weight.new_empty(0, self.weight.shape[0])
+
+    def logits(self, states: Tensor) -> Tensor:
+        if len(self.buffer) < len(states):
+            self.buffer = self.weight.new_empty(len(states), self.weight.shape[0])
+        self.states = states
+        logits = torch.mm(states, self.weight.t(), out=self.buffer[: len(states)])
+        return logits if self.bias is None else logits.add_(self.bias)
+
+    def push(self, slope: Tensor) -> Tensor | None:
+        if self.wanted[1]:
+            total = self.totals[0]
+            self.totals[0] = slope.t() @ self.states if total is None else total.addmm_(slope.t(), self.states)
+        if self.bias is not None and self.wanted[2]:
+            total, grad = self.totals[1], slope.sum(0)
+            self.totals[1] = grad if total is None else total.add_(grad)
+        return slope @ self.weight if self.wanted[0] else None
+
+
+class _Module:
+    """Any other head, such as one with an adapter: autograd runs through each chunk."""
+
+    def __init__(self, call: _Call, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self.call, self.wanted = call, wanted
+        self.leaves = [p.detach().requires_grad_(want) for p, want in zip(parameters, wanted[1:], strict=True)]
+        self.totals: list[Tensor | None] = [None] * len(parameters)
+
+    def logits(self, states: Tensor) -> Tensor:
+        self.states = states.detach().requires_grad_(self.wanted[0])
+        given = dict(zip(self.call.names, self.leaves, strict=True))
+        with torch.enable_grad(), torch.autocast(states.device.type, enabled=False):
+            self.graph: Tensor = functional_call(self.call.head, given, (self.states,))
+        return self.graph.detach()
+
+    def push(self, slope: Tensor) -> Tensor | None:
+        leaves = [leaf for leaf in (self.states, *self.leaves) if leaf.requires_grad]
+        grads = iter(torch.autograd.grad(self.graph, leaves, slope, retain_graph=True))
+        into_states = next(grads) if self.wanted[0] else None
+        for number, want in enumerate(self.wanted[1:]):
+            if want:
+                total, grad = self.totals[number], next(grads)
+                self.totals[number] = grad if total is None else total.add_(grad)
+        return into_states
 
 
 class _Score(torch.autograd.Function):
@@ -124,17 +173,15 @@ class _Score(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[1], *ctx.needs_input_grad[5:]]
         ctx.call, ctx.kept = call, None
         ctx.set_materialize_grads(False)
+        keep = any(wanted) and len(hidden) <= call.rows
+        head, states = call.pass_through(parameters, wanted if keep else [False] * len(wanted)), call.lift(hidden)
         parts: list[tuple[Tensor | None, ...]] = []
-        states, *lifted = call.leaves([hidden, *parameters], wanted)
         for start in range(0, max(1, len(hidden)), call.rows):
             part = slice(start, start + call.rows)
-            if any(wanted) and len(hidden) <= call.rows:
-                with torch.enable_grad():
-                    logits = call.logits(states, lifted)
-                ctx.kept = states, lifted, logits
-                scaled = logits.detach() / divisor
-            else:
-                scaled = call.logits(states[part], lifted).div_(divisor[part])
+            logits = head.logits(states[part])
+            if keep:
+                ctx.kept = head, logits
+            scaled = logits / divisor if keep else logits.div_(divisor[part])
             parts.append(_measure(scaled, targets[part], None if ids is None else ids[part], call))
         logz, *found = (None if piece[0] is None else torch.cat(piece) for piece in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, targets, divisor, logz, *found[1:], *parameters)
@@ -148,29 +195,16 @@ class _Score(torch.autograd.Function):
         call: _Call = ctx.call
         hidden, targets, divisor, logz, entropy, ids, _, rest, *parameters = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[1], *ctx.needs_input_grad[5:]]
-        lifted = call.leaves(parameters, wanted[1:])
-        pieces: list[Tensor] = []
-        totals: list[Tensor | None] = [None] * len(parameters)
+        head, kept = ctx.kept or (call.pass_through(parameters, wanted), None)
+        states, pieces = call.lift(hidden), []
+        head.totals = [None] * len(parameters)
         for start in range(0, max(1, len(hidden)), call.rows):
             part = slice(start, start + call.rows)
-            if ctx.kept is not None:
-                states, lifted, logits = ctx.kept
-            else:
-                (states,) = call.leaves([hidden[part]], wanted[:1])
-                with torch.enable_grad():
-                    logits = call.logits(states, lifted)
+            scaled = head.logits(states[part]).div_(divisor[part]) if kept is None else kept / divisor
             saved = [None if t is None else t[part] for t in (targets, divisor, logz, entropy, ids, rest, *upstream)]
-            slope = _slope(logits.detach(), *saved)  # type: ignore[arg-type]
-            leaves = [leaf for leaf, want in zip([states, *lifted], wanted, strict=True) if want]
-            grads = iter(torch.autograd.grad(logits, leaves, slope, retain_graph=ctx.kept is not None))
-            if wanted[0]:
-                pieces.append(next(grads))
-            for number, want in enumerate(wanted[1:]):
-                if want:
-                    total, grad = totals[number], next(grads)
-                    totals[number] = grad if total is None else total.add_(grad)
-        into_hidden = torch.cat(pieces).to(hidden.dtype) if pieces else None
-        into = [None if g is None else g.to(p.dtype) for g, p in zip(totals, parameters, strict=True)]
+            pieces.append(head.push(_slope(scaled, *saved)))
+        into_hidden = torch.cat(pieces).to(hidden.dtype) if wanted[0] else None
+        into = [None if g is None else g.to(p.dtype) for g, p in zip(head.totals, parameters, strict=True)]
         return None, into_hidden, None, None, None, *into
 
 
@@ -190,7 +224,7 @@ def _measure(scaled: Tensor, targets: Tensor, ids: Tensor | None, call: _Call) -
 
 
 def _slope(
-    logits: Tensor,
+    scaled: Tensor,
     targets: Tensor,
     divisor: Tensor,
     logz: Tensor,
@@ -203,8 +237,8 @@ def _slope(
     to_ids: Tensor | None,
     to_rest: Tensor | None,
 ) -> Tensor:
-    """Gradient for the logits [M,V], by the formulas at the head of this file."""
-    every = logits.div(divisor).sub_(logz)
+    """Gradient for the logits [M,V], by the formulas at the head of this file, in place of the scaled logits."""
+    every = scaled.sub_(logz)
     onto_p = torch.zeros_like(logz)
     if to_logp is not None:
         onto_p -= to_logp.unsqueeze(-1)
