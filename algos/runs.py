@@ -20,6 +20,7 @@ from typing import Any
 import tomli_w
 from retort.algos.config import ConfigError, TrainConfig, dump, read
 from retort.envs.base import UsageError
+from safetensors import SafetensorError
 
 PACKAGES = ("retort-rl", "torch", "transformers", "tokenizers", "renderers", "gymnasium", "numpy")
 
@@ -109,11 +110,10 @@ class Run:
             if place.exists():
                 shutil.rmtree(place)
             fresh.rename(place)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(fresh, ignore_errors=True)
             last = next(reversed(self.checkpoints()), None)
-            message = f"could not save step {step} ({error.strerror}); the last whole checkpoint is {last}"
-            raise OSError(error.errno, message) from error
+            raise OSError(f"could not save step {step} ({error}); the last whole checkpoint is {last}") from error
         for old in self.checkpoints()[: -self.config.keep]:
             shutil.rmtree(old)
         return place
@@ -138,7 +138,8 @@ def check(folder: Path) -> int:
 
 def _fault(folder: Path) -> str | None:
     try:
-        files: dict[str, str] = json.loads((folder / "progress.json").read_text())["files"]
+        told = json.loads((folder / "progress.json").read_text())
+        files, _ = dict(told["files"]), int(told["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"progress.json cannot be read ({type(error).__name__})"
     for name, expected in files.items():

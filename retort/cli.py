@@ -175,6 +175,6 @@ def main() -> None:
 
     try:
         app()
-    except (UsageError, SandboxError, FileNotFoundError, gymnasium.error.Error) as error:
+    except (UsageError, SandboxError, OSError, gymnasium.error.Error) as error:
         typer.echo(f"retort: {error}", err=True)
         raise SystemExit(2) from error

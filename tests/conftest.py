@@ -10,6 +10,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+# Other processes may hold the cores: no test depends on a time.
+settings.register_profile("retort", deadline=None)
+settings.load_profile("retort")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,221 @@
+"""Every key is known, every value fits, and what is wrong names what was meant."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+from retort.algos import grpo
+from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, parse, preset, read, recipes, resolve
+from retort.envs.base import UsageError
+
+
+def test_full_keys_and_last_parts() -> None:
+    config = resolve({"recipe": "srpo"}, ["learner.lr=0.5", "rate=0.25", "steps=7", "teacher.kind=fixed"])
+    assert (config.learner.lr, config.steps) == (0.5, 7)
+    assert config.options.teacher.rate == 0.25  # type: ignore[attr-defined]
+    assert config.options.teacher.kind == "fixed"  # type: ignore[attr-defined]
+
+
+def test_later_settings_win_and_the_base_is_left_alone() -> None:
+    base = {"recipe": "grpo", "learner": {"lr": 1.0}}
+    assert resolve(base, ["lr=2", "lr=3", "learner.warmup=4"]).learner.lr == 3
+    assert base == {"recipe": "grpo", "learner": {"lr": 1.0}}
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'stepz'; did you mean 'steps'"):
+        resolve({"recipe": "grpo"}, ["stepz=1"])
+    with pytest.raises(ConfigError, match=r"did you mean 'learner\.momentum'"):
+        resolve({"recipe": "grpo"}, ["learner.momentun=1"])
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'learner\.lrr'; did you mean 'learner\.lr'"):
+        resolve({"recipe": "grpo", "learner": {"lrr": 1}})
+    with pytest.raises(ConfigError, match="unknown key"):
+        resolve({"recipe": "grpo", "options": {"nonsense": 1}})
+
+
+CLASHING = """
+from retort.algos import grpo
+from retort.algos.base import Options, Recipe
+
+class Clashing(Options):
+    lr: float = 1.0
+
+RECIPE = Recipe(options=Clashing, credit=grpo.credit, loss=grpo.loss)
+"""
+
+
+def test_an_ambiguous_key_names_all_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clashing_methods").mkdir()
+    (tmp_path / "clashing_methods" / "one.py").write_text(CLASHING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(ConfigError, match=r"'lr' is ambiguous; expected one of learner\.lr, options\.lr$"):
+            resolve({"recipe": "clashing_methods.one"}, ["lr=2"])
+        config = resolve({"recipe": "clashing_methods.one"}, ["learner.lr=2", "options.lr=3"])
+        assert (config.learner.lr, config.options.lr) == (2, 3)  # type: ignore[attr-defined]
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "clashing_methods"]:
+            del sys.modules[name]
+
+
+def test_a_full_key_wins_over_the_last_part_of_another() -> None:
+    config = resolve({"recipe": "srpo"}, ["feedback=shuffled", "reprompt.feedback=false"])
+    assert config.feedback == "shuffled"
+    assert config.options.reprompt.feedback is False  # type: ignore[attr-defined]
+
+
+def test_a_key_of_another_recipe_is_unknown() -> None:
+    assert resolve({"recipe": "sdpo"}, ["alpha=0.25"]).options.alpha == 0.25  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="unknown key 'alpha'"):
+        resolve({"recipe": "grpo"}, ["alpha=0.25"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "where", "found"),
+    [
+        ("steps=0", "steps", "0"),
+        ("steps=many", "steps", "'many'"),
+        ("learner.lr=-1", "learner.lr", "-1"),
+        ("feedback=shufled", "feedback", "'shufled'"),
+        ("optimiser=sgd", "learner.optimiser", "'sgd'"),
+        ("skill=1.5", "traces.skill", "1.5"),
+        ("corrected=0.9", "traces", "1.05"),
+        ("learner=3", "unknown key 'learner'", "learner.lr"),
+        ("learner.schedule=cosine", "learner", "decay_steps"),
+        ("steps", "expected key=value", "'steps'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(setting: str, where: str, found: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve({"recipe": "grpo"}, [setting])
+    assert where in str(error.value)
+    assert found in str(error.value)
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve({"recipe": "grpo"}, ["steps=0", "group_size=-2"])
+    assert "steps" in str(error.value)
+    assert "group_size" in str(error.value)
+
+
+def test_values_are_read_as_toml_where_they_can_be() -> None:
+    assert parse("a=1") == ("a", 1)
+    assert parse("a=1e-3") == ("a", 1e-3)
+    assert parse("a=true") == ("a", True)
+    assert parse('a=["x", "y"]') == ("a", ["x", "y"])
+    assert parse('a="1"') == ("a", "1")
+    assert parse(" a = runs/x ") == ("a", "runs/x")
+    assert parse("a=b=c") == ("a", "b=c")
+    assert parse("a=") == ("a", "")
+
+
+def test_arguments_of_the_environment_pass_through() -> None:
+    config = resolve({"recipe": "grpo"}, ['env_args.families=["delete"]', "env_args.max_turns=2"])
+    assert config.env_args == {"families": ["delete"], "max_turns": 2}
+
+
+def test_recipes_are_found_by_their_file() -> None:
+    assert {"grpo", "sdpo", "sft", "srpo"} <= set(recipes())
+    assert load_recipe("grpo") is grpo.RECIPE
+    assert load_recipe("retort.algos.grpo") is grpo.RECIPE
+
+
+def test_a_recipe_from_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_methods").mkdir()
+    (tmp_path / "my_methods" / "__init__.py").touch()
+    (tmp_path / "my_methods" / "mine.py").write_text("from retort.algos.grpo import RECIPE\n")
+    (tmp_path / "my_methods" / "empty.py").touch()
+    (tmp_path / "my_methods" / "broken.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert resolve({"recipe": "my_methods.mine"}).recipe == "my_methods.mine"
+        for name in ("my_methods.empty", "my_methods.none", "no_such_package.x"):
+            with pytest.raises(ConfigError, match="unknown recipe"):
+                load_recipe(name)
+        with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+            load_recipe("my_methods.broken")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "my_methods"]:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["grop", "grpo2", "learner", "", "GRPO"])
+def test_an_unknown_recipe_names_the_right_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown recipe '{name}'.*valid: .*grpo, sdpo, sft, srpo"):
+        resolve({"recipe": name})
+    assert issubclass(ConfigError, UsageError)
+
+
+def test_the_nearest_recipe() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'grpo'"):
+        load_recipe("grop")
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sdpo", "sft", "srpo"])
+def test_toml_round_trip(recipe: str, tmp_path: Path) -> None:
+    settings = ["seed=3", 'env_args.families=["delete", "move"]', "lr=1e-3", "threads=2"]
+    config = resolve(preset(recipe, "tiny"), settings)
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(dump(config)))
+    assert read(path) == config
+    assert type(read(path).options) is type(config.options)
+    assert dump(read(path)) == dump(config)
+
+
+@given(
+    steps=st.integers(1, 10**9),
+    lr=st.floats(1e-12, 1e3),
+    model=st.text(st.characters(exclude_categories=["Cs"])),
+    rate=st.floats(0, 1),
+    template=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}")),
+)
+def test_any_configuration_survives_toml(steps: int, lr: float, model: str, rate: float, template: str) -> None:
+    base = {
+        "recipe": "srpo",
+        "steps": steps,
+        "model": model,
+        "learner": {"lr": lr},
+        "options": {"teacher": {"rate": rate}, "reprompt": {"solution_template": template + "{prompt}{text}"}},
+    }
+    config = resolve(base)
+    assert resolve(tomllib.loads(tomli_w.dumps(dump(config)))) == config
+
+
+def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
+    for content in (b"steps = ", b"\xff\xfe"):
+        (tmp_path / "config.toml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"config\.toml: expected TOML, found"):
+            read(tmp_path / "config.toml")
+
+
+def test_presets_depend_on_the_models_size(tmp_path: Path) -> None:
+    def of(recipe: str, model: str) -> TrainConfig:
+        return resolve(preset(recipe, model))
+
+    (tmp_path / "config.json").write_text('{"hidden_size": 128}')
+    small, large = of("grpo", str(tmp_path)), of("grpo", "some/model")
+    assert small.learner.optimiser == "muon"
+    assert small.sampling.turn_tokens == 16
+    assert large.learner.optimiser == "adamw"
+    assert small.learner.lr > 100 * large.learner.lr
+    assert of("sft", "tiny").learner.lr == 0.02
+    assert of("sft", "some/model").learner.lr == 1e-5
+    (tmp_path / "config.json").write_text('{"hidden_size": 4096}')
+    assert of("grpo", str(tmp_path)).learner.optimiser == "adamw"
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        preset("nothing", "tiny")
+
+
+def test_a_configuration_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        resolve({"recipe": "grpo"}).steps = 1  # type: ignore[misc]
