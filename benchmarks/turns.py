@@ -65,11 +65,12 @@ def episode_ms(policy: HFPolicy, turns: int, repeats: int) -> tuple[float, float
             requests = [EpisodeRequest(None, number, number, f"{repeat}-{number:03d}") for number in range(EPISODES)]
             with measure.spending() as spent:
                 played = runner.run(requests)
+            used = spent()
             assert {len(trajectory.turns) for trajectory in played} == {turns}
             assert {trajectory.sampled_tokens for trajectory in played} == {turns * TOKENS}
             if repeat:  # the first is a warm-up
-                cpu.append(1e3 * spent().cpu / EPISODES)
-                wall.append(1e3 * spent().wall / EPISODES)
+                cpu.append(1e3 * used.cpu / EPISODES)
+                wall.append(1e3 * used.wall / EPISODES)
     finally:
         runner.close()
     return measure.median(cpu), measure.median(wall)
