@@ -129,6 +129,12 @@ def with_proximal(batch: TokenBatch, rows: Rows, scores: Sequence[Scored]) -> To
     )
 
 
+def with_reference(batch: TokenBatch, rows: Rows, scores: Sequence[Scored]) -> TokenBatch:
+    """Adds the frozen initial policy's log-probs; `scores[i]` has one entry for each model token of row i."""
+    logp = [score.logp for score in scores]
+    return replace(batch, reference_logp=_place(batch.tokens, range(len(rows.rows)), rows.positions, logp))
+
+
 def with_teacher(
     batch: TokenBatch, views: Sequence[TeacherView], scores: Sequence[Scored], channels: int
 ) -> TokenBatch:

@@ -60,7 +60,6 @@ class TrainConfig(BaseModel):
     keep: int = Field(default=2, ge=1)
     store_rollouts: bool = True
     threads: int = Field(default=0, ge=0)
-    wandb: Literal["off", "offline", "online"] = "off"
     sampling: SamplingOptions = SamplingOptions()
     traces: TraceOptions = TraceOptions()
     learner: LearnerOptions = LearnerOptions()

@@ -19,7 +19,7 @@ from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Budget, EpisodeRequest, Runner
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
-from retort.algos.base import Recipe
+from retort.algos.base import Recipe, TeacherOptions
 from retort.algos.config import ConfigError, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
 from retort.algos.learner import Learner
@@ -42,6 +42,7 @@ class Parts:
     chat: Chat
     learner: Learner
     teacher: Teacher | None
+    reference: Teacher | None
     episodes: Episodes
 
 
@@ -65,16 +66,18 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     chat = Chat.load(folder)
     learner = Learner(load_model(folder), config.learner)
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
+    needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
+    reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
     policy = HFPolicy(learner.model, chat, name=config.model, cohorts=2)
     try:
         if not recipe.rollouts:
             rows = examples(played, chat, config.traces, reprompt, config.seed)
             count = config.prompts * config.group_size
-            yield Parts(policy, chat, learner, teacher, expert_traces(rows, count=count, seed=config.seed))
+            yield Parts(policy, chat, learner, teacher, reference, expert_traces(rows, count=count, seed=config.seed))
             return
         with training_runner(config, policy, chat) as (runner, tasks):
             groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
-            yield Parts(policy, chat, learner, teacher, own_rollouts(runner, tasks, **groups))
+            yield Parts(policy, chat, learner, teacher, reference, own_rollouts(runner, tasks, **groups))
     finally:
         policy.close()
 
@@ -130,8 +133,9 @@ def save(folder: Path, parts: Parts) -> None:
     parts.learner.model.save_pretrained(folder)
     parts.chat.save(folder)
     torch.save(parts.learner.state_dict(), folder / "learner.pt")
-    if parts.teacher is not None:
-        save_file(parts.teacher.state_dict(), folder / "teacher.safetensors")
+    for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
+        if frozen is not None:
+            save_file(frozen.state_dict(), folder / f"{name}.safetensors")
 
 
 def restore(run: Run, parts: Parts) -> int:
@@ -152,7 +156,8 @@ def restore(run: Run, parts: Parts) -> int:
     else:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     parts.learner.load_state_dict(torch.load(folder / "learner.pt", weights_only=True))
-    if parts.teacher is not None:
-        parts.teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
+    for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
+        if frozen is not None:
+            frozen.load_state_dict(load_file(folder / f"{name}.safetensors"))
     parts.policy.version = step
     return step

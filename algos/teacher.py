@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from retort.agents.base import Int64
 from retort.agents.scoring import Scored, score_tokens
 from retort.algos.base import TeacherOptions
 from retort.feedback.base import TeacherView
@@ -58,6 +59,13 @@ class Teacher:
             temperature=temperature,
             max_tokens=max_tokens,
         )
+
+    @torch.no_grad()
+    def logp(
+        self, sequences: Sequence[Int64], positions: Sequence[Int64], *, temperature: Sequence[float]
+    ) -> list[Scored]:
+        """Log-probs of a row's own tokens, with nothing privileged before them."""
+        return score_tokens(self.model, sequences, positions, temperature=temperature)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -22,7 +22,7 @@ from retort.agents.base import Trajectory
 from retort.agents.scoring import Scored
 from retort.agents.store import write
 from retort.algos.base import Recipe, TokenBatch
-from retort.algos.batch import Rows, collate, flatten, with_proximal, with_teacher
+from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
@@ -94,9 +94,15 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
             k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
             scores = parts.learner.score(rows.sequences, rows.positions, k=k, temperature=batch.temperature.tolist())
             batch = with_proximal(batch, rows, scores)
+            if parts.reference is not None:
+                with parts.learner.arithmetic():
+                    told = parts.reference.logp(rows.sequences, rows.positions, temperature=batch.temperature.tolist())
+                batch = with_reference(batch, rows, told)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts, trajectories, rows, step)
-            batch = with_teacher(batch, views, teacher_scores(recipe, config, parts, views, batch), recipe.channels)
+            with parts.learner.arithmetic():
+                scores = teacher_scores(recipe, config, parts, views, batch)
+            batch = with_teacher(batch, views, scores, recipe.channels)
             metrics |= _coverage(batch)
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)

@@ -53,11 +53,11 @@ def check_env_command(env_id: str) -> None:
     try:
         check_env(env)
     except CheckError as error:
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     finally:
         env.close()
-    console.print(f"{env_id} keeps the contract", markup=False)
+    console.print(f"{env_id} keeps the contract", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -89,8 +89,10 @@ def train(
         with Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
-    console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False)
-    console.print(f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False)
+    console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
+    console.print(
+        f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False, soft_wrap=True
+    )
 
 
 @app.command("eval")

@@ -32,7 +32,11 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
     Raises:
         ConfigError: `out` holds a demonstration with other settings.
     """
-    console.print(f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.", markup=False)
+    console.print(
+        f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.",
+        markup=False,
+        soft_wrap=True,
+    )
     start = time.perf_counter()
     seconds: dict[str, float] = {}
     first = resolve({**preset("srpo", "tiny"), "env": ENV, "seed": seed}, settings)
@@ -41,7 +45,11 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
         seconds["cold_start"] = time.perf_counter() - start
         before = _evaluate(cold, seed, bars, "before")
         seconds["eval"] = time.perf_counter() - start - seconds["cold_start"]
-        console.print(f"Before training: {before.overall.success:.2f} of unseen tasks solved. Training.", markup=False)
+        console.print(
+            f"Before training: {before.overall.success:.2f} of unseen tasks solved. Training.",
+            markup=False,
+            soft_wrap=True,
+        )
         config = resolve({**preset("srpo", str(cold)), "env": ENV, "seed": seed}, settings)
         run = Run.create_or_open(out, config)
         start = time.perf_counter()
@@ -53,11 +61,19 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
     summary = _summary(run, cold, before, after, seconds)
     write_json(out / "summary.json", summary)
     _show(summary, before, after, console)
-    console.print(f"The run lies in {out}; {out / 'summary.json'} has these numbers.", markup=False)
-    console.print("Try next:", markup=False)
-    console.print(f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0", markup=False)
-    console.print(f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)", markup=False)
-    console.print("  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)", markup=False)
+    console.print(f"The run lies in {out}; {out / 'summary.json'} has these numbers.", markup=False, soft_wrap=True)
+    console.print("Try next:", markup=False, soft_wrap=True)
+    console.print(
+        f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0", markup=False, soft_wrap=True
+    )
+    console.print(
+        f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)", markup=False, soft_wrap=True
+    )
+    console.print(
+        "  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)",
+        markup=False,
+        soft_wrap=True,
+    )
     return summary
 
 
@@ -114,4 +130,5 @@ def _show(summary: dict[str, Any], before: Report, after: Report, console: Conso
         f"training {spent['train']:.0f}, evaluation {spent['eval']:.0f}. "
         f"Peak memory {summary['peak_memory_mib']:.0f} MiB.",
         markup=False,
+        soft_wrap=True,
     )
