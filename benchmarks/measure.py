@@ -38,6 +38,7 @@ def cold_model(folder: str | None) -> str:
         return folder
     from retort.algos.config import preset, resolve
     from retort.algos.launch import cold_start
+
     from retort.progress import Bars
 
     with Bars() as bars:

@@ -124,7 +124,8 @@ def theirs(python: str, asked: dict[str, Any]) -> Iterator[Any]:
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    assert worker.stdin is not None and worker.stdout is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
     asks, answers = worker.stdin, worker.stdout
 
     def say(line: str) -> None:

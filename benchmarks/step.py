@@ -31,6 +31,10 @@ def opened(stack: ExitStack, name: str, model: str, folder: Path, threads: int) 
     return run, recipe, stack.enter_context(assemble(run, recipe, silent))
 
 
+def middle_of(seconds: list[dict[str, float]]) -> list[float]:
+    return [measure.median([item.get(stage, 0.0) for item in seconds]) for stage in STAGES]
+
+
 def main() -> None:
     args = measure.arguments(__doc__).parse_args()
     model = measure.cold_model(args.model)
@@ -55,8 +59,7 @@ def main() -> None:
     measure.table(
         ("recipe", "CPU s a step", "ratio", "s on the clock", "ratio", "sampled tokens", *(f"{s} s" for s in STAGES)),
         [
-            (name, c, c / base[0], w, w / base[1], tokens[name])
-            + tuple(measure.median([item.get(stage, 0.0) for item in stages[name]]) for stage in STAGES)
+            (name, c, c / base[0], w, w / base[1], tokens[name], *middle_of(stages[name]))
             for name, (c, w) in middle.items()
         ],
     )
