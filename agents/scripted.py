@@ -16,8 +16,8 @@ from retort.envs.base import TextEnv
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
-# (environment, observation, turn, random numbers of this call) -> action
-Script = Callable[[TextEnv, str, int, np.random.Generator], str]
+# What one episode's script says: (observation, turn, random numbers of this call) -> action.
+Script = Callable[[str, int, np.random.Generator], str]
 
 
 class ByteTokenizer:
@@ -54,18 +54,24 @@ class ByteTokenizer:
         return "ByteTokenizer()"
 
 
-class ScriptedPolicy:
-    """Plays what `script` says. One object serves any number of episodes at once."""
+def byte_chat() -> Chat:
+    """A chat over bytes, for scripts where no model's tokenizer is at hand."""
+    return Chat(ByteTokenizer())
 
-    def __init__(self, script: Script, chat: Chat, *, name: str) -> None:
+
+class ScriptedPolicy:
+    """Plays a script. `script(env)` makes one for each episode, so one policy serves any number of them at once."""
+
+    def __init__(self, script: Callable[[TextEnv], Script], chat: Chat, *, name: str) -> None:
         self.name = name
         self.version = 0
         self._script = script
         self._chat = chat
-        self._episodes: dict[str, tuple[TextEnv, int]] = {}
+        self._episodes: dict[str, Script] = {}
+        self._turns: dict[str, int] = {}
 
     async def begin(self, episode: str, env: TextEnv) -> None:
-        self._episodes[episode] = (env, 0)
+        self._episodes[episode], self._turns[episode] = self._script(env), 0
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, episode: str, seed: int) -> Completion:
         """The script's next action, cut at `sampling.max_new_tokens`.
@@ -73,10 +79,9 @@ class ScriptedPolicy:
         Raises:
             EnvironmentFault: the environment raised while the script read it.
         """
-        env, turn = self._episodes[episode]
-        self._episodes[episode] = (env, turn + 1)
+        turn, self._turns[episode] = self._turns[episode], self._turns[episode] + 1
         try:
-            text = self._script(env, prompt.messages[-1]["content"], turn, np.random.default_rng(seed))
+            text = self._episodes[episode](prompt.messages[-1]["content"], turn, np.random.default_rng(seed))
         except Exception as error:
             raise EnvironmentFault(f"{self.name}: {type(error).__name__}: {error}") from error
         ids = self._chat.action_ids(text)
@@ -86,6 +91,7 @@ class ScriptedPolicy:
 
     async def end(self, episode: str) -> None:
         self._episodes.pop(episode, None)
+        self._turns.pop(episode, None)
 
     async def score(
         self,
@@ -102,53 +108,61 @@ class ScriptedPolicy:
 
 def gold(chat: Chat) -> ScriptedPolicy:
     """Plays each environment's own solution."""
-    return ScriptedPolicy(lambda env, observation, turn, rng: _gold(env, observation), chat, name="gold")
+    return ScriptedPolicy(lambda env: lambda observation, turn, rng: _gold(env, observation), chat, name="gold")
 
 
 def null(chat: Chat) -> ScriptedPolicy:
     """Says nothing, every turn."""
-    return ScriptedPolicy(lambda env, observation, turn, rng: "", chat, name="null")
+    return plan((), chat, name="null")
 
 
 def random(chat: Chat) -> ScriptedPolicy:
     """Samples the action space with the call's own seed."""
 
-    def act(env: TextEnv, observation: str, turn: int, rng: np.random.Generator) -> str:
-        env.action_space.seed(int(rng.integers(2**31)))
-        return env.action_space.sample()
+    def script(env: TextEnv) -> Script:
+        def act(observation: str, turn: int, rng: np.random.Generator) -> str:
+            env.action_space.seed(int(rng.integers(2**31)))
+            return env.action_space.sample()
 
-    return ScriptedPolicy(act, chat, name="random")
+        return act
+
+    return ScriptedPolicy(script, chat, name="random")
 
 
-def plan(actions: Sequence[str], chat: Chat) -> ScriptedPolicy:
+def plan(actions: Sequence[str], chat: Chat, *, name: str = "plan") -> ScriptedPolicy:
     """Plays `actions` in order, then says nothing."""
     fixed = tuple(actions)
     return ScriptedPolicy(
-        lambda env, observation, turn, rng: fixed[turn] if turn < len(fixed) else "", chat, name="plan"
+        lambda env: lambda observation, turn, rng: fixed[turn] if turn < len(fixed) else "", chat, name=name
     )
 
 
-def _gold(env: TextEnv, observation: str) -> str:
-    action: str = env.get_wrapper_attr("gold")(observation)
-    return action
-
-
 def apprentice(chat: Chat, skill: float) -> ScriptedPolicy:
-    """Plays an environment's solution with probability `skill`, and one of its near misses else.
+    """Plays the solution in a share `skill` of episodes, else one of the environment's near misses.
 
-    The choice is made by the seed of the episode's first action. Where there are no near misses it plays the solution.
+    Raises:
+        ValueError: `skill` is not a probability.
     """
-    plans: dict[int, Sequence[str] | None] = {}
+    if not 0 <= skill <= 1:
+        raise ValueError(f"skill: expected a probability, found {skill}")
 
-    def act(env: TextEnv, observation: str, turn: int, rng: np.random.Generator) -> str:
-        if turn == 0:
-            misses = env.get_wrapper_attr("near_misses")()
-            right = rng.random() < skill or not misses
-            plans[id(env)] = None if right else misses[int(rng.integers(len(misses)))]
-        chosen = plans[id(env)]
-        if chosen is None:
-            return _gold(env, observation)
-        action: str = env.get_wrapper_attr("follow")(chosen, turn, observation)
-        return action
+    def script(env: TextEnv) -> Script:
+        missed: list[str] | None = None
 
-    return ScriptedPolicy(act, chat, name="apprentice")
+        def act(observation: str, turn: int, rng: np.random.Generator) -> str:
+            nonlocal missed
+            if turn == 0 and rng.random() >= skill:
+                misses = env.get_wrapper_attr("near_misses")()
+                missed = list(misses[rng.integers(len(misses))]) if misses else None
+            if missed is None:
+                return _gold(env, observation)
+            follow = env.get_wrapper_attr("follow")
+            return str(follow(missed, turn, observation)) if turn < len(missed) else ""
+
+        return act
+
+    return ScriptedPolicy(script, chat, name="apprentice")
+
+
+def _gold(env: TextEnv, observation: str) -> str:
+    return str(env.get_wrapper_attr("gold")(observation))
