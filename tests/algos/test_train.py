@@ -1,0 +1,391 @@
+"""The loop on real tasks: it learns, repeats itself bit for bit, survives being killed, and lets nothing leak."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from retort.agents import store
+from retort.agents.base import Origin
+from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, resolve
+from retort.algos.launch import resume_run
+from retort.algos.runs import CheckpointError, Run, check
+from retort.algos.setup import assemble
+from retort.algos.train import silent, train, train_step
+from retort.envs.base import Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
+from retort.feedback.base import LeakError
+from safetensors.torch import load_file
+
+FAMILY = {"env_args": {"families": ["delete"]}}
+SECRET = "the word that was asked for is written in the file behind the green door"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the subprocesses have it: the same bits need the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that solves one family now and then."""
+    small = {"traces": {"tasks": 60, "per_task": 3, "skill": 0.5}, "steps": 40, "prompts": 16, "checkpoint_every": 40}
+    config = resolve({**preset("sft", "tiny"), **FAMILY, **small, "threads": 1})
+    return train(Run.create(tmp_path_factory.mktemp("cold") / "run", config))
+
+
+def configured(recipe: str, model: Path | str, *settings: str, **changed: Any) -> TrainConfig:
+    small = {"steps": 3, "prompts": 2, "group_size": 4, "concurrency": 8, "checkpoint_every": 1, "threads": 1}
+    return resolve({**preset(recipe, str(model)), **FAMILY, **small, **changed}, settings)
+
+
+def weights(run: Run) -> bytes:
+    return (run.checkpoints()[-1] / "model.safetensors").read_bytes()
+
+
+def measured(run: Run) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["grpo", "sdpo", "srpo"])
+def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Path, recipe: str) -> None:
+    runs = [Run.create(tmp_path / name, configured(recipe, cold)) for name in ("first", "second")]
+    heard: list[tuple[str, int]] = []
+    for run in runs:
+        assert train(run, lambda stage, done, _: heard.append((stage, done))) == run.checkpoints()[-1]
+    assert heard[:4] == [("step", 0), ("step", 1), ("step", 2), ("step", 3)]
+    first, second = runs
+    assert weights(first) != (cold / "model.safetensors").read_bytes()
+    assert weights(first) == weights(second)
+    assert measured(first) == measured(second)
+    assert [line["step"] for line in first.metrics()] == [1, 2, 3]
+    assert check(first.checkpoints()[-1]) == 3
+    for line in first.metrics():
+        assert line["episodes"] == 8
+        assert line["infrastructure_failures"] == 0
+        assert line["sampler_gap_nats"] < 1e-4
+        assert set(line["seconds"]) == {"rollout", "student", "teacher", "update"}
+        taught = line["teacher_coverage"]
+        assert taught == 0 if recipe == "grpo" else taught > 0
+    played = store.read(first.rollouts(2))
+    assert len(played) == 8
+    assert {item.provenance.policy_version for item in played} == {1}
+    assert sum(item.sampled_tokens for item in played) == first.metrics()[1]["tokens"]
+
+
+def test_another_seed_is_another_run(cold: Path, tmp_path: Path) -> None:
+    runs = [Run.create(tmp_path / str(seed), configured("srpo", cold, f"seed={seed}", "steps=1")) for seed in (0, 1)]
+    for run in runs:
+        train(run)
+    assert weights(runs[0]) != weights(runs[1])
+    tasks = [[item.task.key for item in store.read(run.rollouts(1))] for run in runs]
+    assert tasks[0] != tasks[1]
+
+
+def killed_and_resumed(folder: Path, command: Sequence[str], checkpoints: int, seed: int) -> Run:
+    """A run in a process that is killed at a random moment after some checkpoints, and then goes on."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retort", "train", *command, "--out", str(folder)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        limit = time.monotonic() + 150
+        while len(list(folder.glob("checkpoints/step-*"))) < checkpoints:
+            assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()
+            assert time.monotonic() < limit, "no checkpoint was written"
+            time.sleep(0.01)
+        time.sleep(random.Random(seed).uniform(0.0, 0.5))
+        assert process.poll() is None, "the run was over before it could be killed"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+    done = Run.open(folder)
+    stopped = check(done.checkpoints()[-1])
+    assert stopped < done.config.steps
+    resumed = subprocess.run(
+        [sys.executable, "-m", "retort", "train", "--resume", str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    return done
+
+
+def flags(config: TrainConfig, *names: str) -> list[str]:
+    """The command line of what `configured` sets."""
+    tree = config.model_dump()
+    settings = [f"{name}={tree[name]}" for name in names]
+    return [*(part for setting in settings for part in ("--set", setting)), "--set", 'env_args.families=["delete"]']
+
+
+KNOBS = ("steps", "prompts", "group_size", "concurrency", "checkpoint_every", "threads", "keep")
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_the_one_that_was_not(cold: Path, tmp_path: Path) -> None:
+    """With a teacher that moves, every second update."""
+    config = configured("srpo", cold, "steps=12", "keep=20", "checkpoint_every=2", "kind=ema", "every=2", "rate=0.5")
+    straight = Run.create(tmp_path / "straight", config)
+    train(straight)
+    command = ["srpo", "--model", str(cold), "--set", "kind=ema", "--set", "every=2", "--set", "rate=0.5"]
+    resumed = killed_and_resumed(tmp_path / "killed", [*command, *flags(config, *KNOBS)], 1, 0)
+    assert resumed.config == config
+    assert weights(resumed) == weights(straight)
+    assert measured(resumed) == measured(straight)
+    for path in straight.checkpoints():
+        other = resumed.folder / "checkpoints" / path.name
+        for name in ("model.safetensors", "teacher.safetensors"):
+            assert (other / name).read_bytes() == (path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_cold_start_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
+    changed = {"traces": {"tasks": 20, "per_task": 3, "skill": 0.5}, "steps": 160, "prompts": 4, "group_size": 1}
+    config = configured("sft", "tiny", "checkpoint_every=10", "keep=20", **changed)
+    straight = Run.create(tmp_path / "straight", config)
+    train(straight)
+    command = ["sft", "--set", "traces.tasks=20", "--set", "per_task=3", "--set", "skill=0.5", *flags(config, *KNOBS)]
+    resumed = killed_and_resumed(tmp_path / "killed", command, 2, 1)
+    assert resumed.config == config
+    assert weights(resumed) == weights(straight)
+    assert measured(resumed) == measured(straight)
+
+
+def test_a_finished_run_stays_as_it_is(cold: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configured("grpo", cold, "steps=1"))
+    train(run)
+    before = weights(run), measured(run)
+    resume_run(run.folder)
+    assert (weights(run), measured(run)) == before
+
+
+def test_a_corrupted_checkpoint_is_not_gone_on_with(cold: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configured("grpo", cold, "steps=2"))
+    train(run)
+    first, last = run.checkpoints()
+    data = (last / "learner.pt").read_bytes()
+    (last / "learner.pt").write_bytes(data[:-1])
+    with pytest.raises(CheckpointError, match=f"learner.pt has changed.*newest whole one is {first}"):
+        resume_run(run.folder)
+    expected = weights(run)
+    for path in last.iterdir():
+        path.unlink()
+    last.rmdir()
+    resume_run(run.folder)
+    assert weights(run) == expected
+
+
+def test_the_untrained_tiny_model_wants_a_cold_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cold-start it"):
+        train(Run.create(tmp_path / "run", configured("grpo", "tiny")))
+
+
+def first_step(folder: Path, config: TrainConfig) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """The first step's metrics, what its teacher read, and the conversations that were played."""
+    run, recipe = Run.create(folder, config), load_recipe(config.recipe)
+    read: list[str] = []
+    with assemble(run, recipe, silent) as parts:
+        assert parts.teacher is not None
+        score = parts.teacher.score
+
+        def watched(views: Any, **options: Any) -> Any:
+            read.extend(parts.chat.tokenizer.decode(view.token_ids.tolist()) for view in views)
+            return score(views, **options)
+
+        parts.teacher.score = watched  # type: ignore[method-assign]
+        metrics = train_step(run, recipe, parts, 0, silent)
+    return metrics, read, [item.messages for item in store.read(run.rollouts(1))]
+
+
+def test_feedback_of_another_task_gives_other_views(cold: Path, tmp_path: Path) -> None:
+    """What is played in the first step is the same; what the teacher reads is not, or nothing."""
+    own, shuffled, none = (
+        first_step(tmp_path / feedback, configured("sdpo", cold, f"feedback={feedback}", "prompts=4"))
+        for feedback in ("own", "shuffled", "none")
+    )
+    assert own[2] == shuffled[2] == none[2]
+    assert own[1]
+    assert shuffled[1]
+    assert set(own[1]).isdisjoint(shuffled[1])
+    assert own[0]["teacher_coverage"] > 0
+    assert own[0]["loss"] != shuffled[0]["loss"]
+    assert none[1] == []
+    assert none[0]["teacher_coverage"] == 0
+    assert none[0]["skipped"] == "no token to learn from"
+
+
+class Say(TextEnv):
+    """Say the word; one action, or two. What is invisible says the word."""
+
+    def __init__(self, split: Split = "train", mode: str = "") -> None:
+        self.observation_space, self.action_space = TextSpace(), TextSpace()
+        self.mode = mode
+        self.refs = [TaskRef(f"say/{number}", content_digest(number), split, "say") for number in range(4)]
+        self.turn = -1
+
+    def tasks(self) -> Sequence[TaskRef]:
+        return self.refs
+
+    def gold(self, observation: str) -> str:
+        return "done"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.ref, self.turn = self.refs[self.pick(self.refs, options)], 0
+        return "delete the file", {"task": self.ref, "tools": [], "feedback": (), "success": None}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.turn < 0:
+            raise ResetNeeded("reset first")
+        if self.mode == "raises" and self.ref.key == "say/2":
+            raise OSError("the disk of the sandbox is gone")
+        turn, self.turn = self.turn, self.turn + 1
+        over = turn == 1
+        observation = SECRET if self.mode == "leaks" and turn == 0 else "nothing to see"
+        feedback = (Feedback(SECRET, Source.VERIFIER, turn, False),)
+        won = self.mode == "equal"
+        success = {"success": won, "failure": None if won else Failure.POLICY} if over else {"success": None}
+        return observation, float(won and over), over, False, {"task": self.ref, "feedback": feedback, **success}
+
+
+@pytest.fixture
+def say() -> Iterator[str]:
+    gymnasium.register("tests/Say-v0", entry_point=Say, disable_env_checker=True)
+    yield "tests/Say-v0"
+    del gymnasium.registry["tests/Say-v0"]
+
+
+def saying(recipe: str, model: Path, mode: str, *settings: str) -> TrainConfig:
+    own = {"env": "tests/Say-v0", "env_args": {"mode": mode}, "sampling": {"turn_tokens": 64}}
+    return configured(recipe, model, "prompts=4", "group_size=2", "steps=2", *settings, **own)
+
+
+def test_a_leak_ends_the_run_and_names_the_episode(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("sdpo", cold, "leaks"))
+    with pytest.raises(
+        LeakError, match=r"invisible verifier feedback of turn 0 .* observation of turn 1; episode 0-"
+    ) as error:
+        train(run)
+    assert "task say/" in str(error.value)
+    assert say in str(error.value)
+    assert run.checkpoints() == []
+    assert run.metrics() == []
+    assert not run.rollouts(1).exists()
+
+
+def test_a_privileged_token_in_a_rollout_ends_the_run(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("grpo", cold, ""))
+    recipe = load_recipe("grpo")
+    with assemble(run, recipe, silent) as parts:
+        play = parts.episodes
+
+        def tagged(step: int) -> Any:
+            first, *rest = play(step)
+            origin = first.rows[0].origin.copy()
+            origin[1] = Origin.PRIVILEGED
+            return [replace(first, rows=(replace(first.rows[0], origin=origin),)), *rest]
+
+        parts.episodes = tagged
+        with pytest.raises(LeakError, match="episode 0-0-0"):
+            train_step(run, recipe, parts, 0, silent)
+
+
+def test_an_environment_that_raises_is_counted_and_the_batch_goes_on(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("sdpo", cold, "raises"))
+    train(run)
+    for line in run.metrics():
+        assert line["episodes"] == 8
+        assert line["infrastructure_failures"] == 2
+        assert line["teacher_coverage"] > 0
+        assert line["loss"] != 0
+    broken = [item for item in store.read(run.rollouts(1)) if not item.usable]
+    assert {item.task.key for item in broken} == {"say/2"}
+    assert all(item.failure is Failure.INFRASTRUCTURE for item in broken)
+    assert all("OSError: the disk of the sandbox is gone" in (item.error or "") for item in broken)
+    assert all(item.success is None for item in broken)
+
+
+def test_groups_of_equal_rewards_teach_nothing(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("grpo", cold, "equal"))
+    train(run)
+    for line in run.metrics():
+        assert line["groups_of_equal_reward"] == 1
+        assert line["success"] == line["reward"]
+        assert line["loss"] == 0
+        assert line["skipped"] == "no token to learn from"
+    now = load_file(run.checkpoints()[-1] / "model.safetensors")
+    before = load_file(cold / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in now.items())
+
+
+def test_an_episode_without_a_model_token_is_data(cold: Path, tmp_path: Path, say: str) -> None:
+    """The prompt alone fills the context, so the policy is never asked."""
+    run = Run.create(tmp_path / "run", saying("sdpo", cold, "", "context_tokens=8"))
+    train(run)
+    for line in run.metrics():
+        assert (line["episodes"], line["infrastructure_failures"], line["tokens"]) == (8, 0, 0)
+        assert line["truncated"] == 1
+        assert line["skipped"] == "no usable episode has a model token"
+    assert all(item.truncated_by == "context" for item in store.read(run.rollouts(1)))
+    assert check(run.checkpoints()[-1]) == 2
+
+
+def test_one_episode_without_a_model_token_among_others(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("sdpo", cold, ""))
+    recipe = load_recipe("sdpo")
+    with assemble(run, recipe, silent) as parts:
+        play = parts.episodes
+
+        def silenced(step: int) -> Any:
+            first, *rest = play(step)
+            row = first.rows[0]
+            kept = int((row.origin == Origin.PROMPT).sum())
+            cut = replace(row, **{name: value[:kept] for name, value in vars(row).items()})
+            none = replace(first, rows=(cut,), turns=(), messages=first.messages[:1], reward=0.0, success=None)
+            return [none, *rest]
+
+        parts.episodes = silenced
+        metrics = train_step(run, recipe, parts, 0, silent)
+    assert metrics["episodes"] == 8
+    assert metrics["infrastructure_failures"] == 0
+    assert metrics["teacher_coverage"] == 1
+    assert metrics["skipped"] == ""
+
+
+def test_an_environment_without_training_tasks_is_refused(cold: Path, tmp_path: Path) -> None:
+    class Empty(Say):
+        def tasks(self) -> Sequence[TaskRef]:
+            return []
+
+    gymnasium.register("tests/Empty-v0", entry_point=Empty, disable_env_checker=True)
+    try:
+        config = configured("grpo", cold, env="tests/Empty-v0", env_args={})
+        with pytest.raises(ConfigError, match="expected tasks in the train split, found none"):
+            train(Run.create(tmp_path / "run", config))
+    finally:
+        del gymnasium.registry["tests/Empty-v0"]
