@@ -1,11 +1,13 @@
 """Trajectories in Parquet, one line an episode, without loss.
 
-Pages carry checksums, which are verified when read, and the schema carries a version. Token ids are int32, sampled
-log-probs float32 (NaN where nothing was sampled). DuckDB reads the files as they are.
+The schema carries a version and a SHA-256 of the content, which is verified when read: the page checksums of Parquet
+do not cover its headers and its footer. Token ids are int32, sampled log-probs float32 (NaN where nothing was sampled).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from retort.envs.base import Failure, Feedback, Source, TaskRef, UsageError
 
 VERSION = b"1"
 KEY = b"retort.trajectories"
+CHECKSUM = b"retort.sha256"
 
 _TEXT, _FEEDBACK = (
     pa.string(),
@@ -96,6 +99,7 @@ def write(path: Path, trajectories: Sequence[Trajectory]) -> None:
     """Writes the file whole or not at all; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([_line(item) for item in trajectories], schema=SCHEMA)
+    table = table.replace_schema_metadata({KEY: VERSION, CHECKSUM: _checksum(_lines(table))})
     fresh = path.with_name(f".{path.name}.partial")
     try:
         pq.write_table(table, fresh, write_page_checksum=True)
@@ -113,16 +117,32 @@ def read(path: Path) -> list[Trajectory]:
     """
     try:
         schema = pq.read_schema(path)
-        version = (schema.metadata or {}).get(KEY)
-        if version != VERSION or not schema.equals(SCHEMA):
-            found = "no trajectories" if version is None else f"version {version.decode(errors='replace')}"
-            raise StoreError(f"{path}: expected trajectories of version {VERSION.decode()}, found {found}")
-        table = pq.read_table(path, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is corrupted: {error}") from error
-    return [_trajectory(line) for line in table.to_pylist(maps_as_pydicts="strict")]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _refusal(path, error) from error
+    held = schema.metadata or {}
+    if held.get(KEY) != VERSION or not schema.equals(SCHEMA):
+        found = f"version {held[KEY].decode(errors='replace')}" if KEY in held else "no trajectories"
+        raise StoreError(f"{path}: expected trajectories of version {VERSION.decode()}, found {found}")
+    try:
+        lines = _lines(pq.read_table(path, page_checksum_verification=True))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _refusal(path, error) from error
+    if _checksum(lines) != held.get(CHECKSUM):
+        raise StoreError(f"{path} is corrupted: its content is not what its checksum says")
+    return [_trajectory(line) for line in lines]
+
+
+def _refusal(path: Path, error: Exception) -> Exception:
+    return error if isinstance(error, FileNotFoundError) else StoreError(f"{path} is corrupted: {error}")
+
+
+def _lines(table: pa.Table) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="strict")
+    return lines
+
+
+def _checksum(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest().encode()
 
 
 def _line(item: Trajectory) -> dict[str, Any]:

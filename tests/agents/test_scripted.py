@@ -61,7 +61,7 @@ def test_an_apprentice_whose_plan_runs_out_says_nothing(echo: Any) -> None:
     assert not any(outcomes(echo, scripted.apprentice(BYTES, 0.0)))
     echo.near_misses = lambda self: []
     assert all(outcomes(echo, scripted.apprentice(BYTES, 0.0)))
-    with pytest.raises(ValueError, match="expected a probability, found 1.5"):
+    with pytest.raises(ValueError, match=r"expected a probability, found 1\.5"):
         scripted.apprentice(BYTES, 1.5)
 
 

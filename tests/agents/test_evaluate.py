@@ -1,0 +1,150 @@
+"""Evaluation: hand-worked numbers, what leaves the denominator, and the real shell."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retort.agents import scripted
+from retort.agents.base import Trajectory
+from retort.agents.evaluate import evaluate, load_policy, pass_at_k, pass_hat_k, play, rate, report, spread
+from retort.agents.rollout import Runner
+from retort.envs.base import TaskRef, UsageError
+
+SHELL = "retort/Shell-v0"
+UNSAFE = {"sandbox": "unsafe"}
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at_k(4, 1, 2) == pytest.approx(1 - 3 / 6)
+    assert pass_at_k(5, 2, 3) == pytest.approx(1 - 1 / 10)
+    assert pass_at_k(3, 0, 2) == 0
+    assert pass_at_k(3, 2, 2) == 1
+    assert pass_hat_k(4, 3, 2) == pytest.approx(3 / 6)
+    assert pass_hat_k(4, 1, 2) == 0
+    for measure in (pass_at_k, pass_hat_k):
+        with pytest.raises(ValueError, match="found n=2, c=1, k=3"):
+            measure(2, 1, 3)
+
+
+@given(st.integers(1, 7), st.data())
+def test_pass_at_k_counts_subsets(n: int, data: st.DataObject) -> None:
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    drawn = list(combinations([number < c for number in range(n)], k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, drawn)) / len(drawn))
+    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, drawn)) / len(drawn))
+
+
+def test_errors_are_clustered_by_task() -> None:
+    found = rate("x", [[True, True], [False, False], [True, False]])
+    assert (found.success, found.n, found.episodes) == (0.5, 3, 6)
+    assert found.stderr == pytest.approx(0.5 / sqrt(3))
+    repeated = rate("x", [[True] * 50, [False] * 50, [True, False] * 25])
+    assert repeated.stderr == pytest.approx(found.stderr)  # more rollouts of the same tasks prove nothing more
+    assert rate("x", []).success == 0
+
+
+@pytest.fixture
+def played(echo: Any) -> list[Trajectory]:
+    """Two episodes of each of 8 tasks; those of echo-3 break, and a plan of two actions wins tasks 1 and 5."""
+    chat = scripted.byte_chat()
+    policy = scripted.plan(["say", "done"], chat)
+    make = lambda: echo(breaks=[("echo-3", 1)])  # noqa: E731
+    with closing(Runner(make, policy, chat, env_id="echo", concurrency=4)) as runner:
+        return play(runner, echo().tasks(), n=2, seed=5)
+
+
+def test_what_infrastructure_broke_leaves_the_denominator(played: list[Trajectory]) -> None:
+    found = report(played, ks=(1, 2))
+    assert (found.overall.n, found.overall.episodes, found.infrastructure_failures) == (7, 14, 2)
+    assert found.overall.success == pytest.approx(2 / 7)
+    assert found.pass_at_k == {1: pytest.approx(2 / 7), 2: pytest.approx(2 / 7)}
+    assert [(row.name, row.n) for row in found.families] == [("family-0", 4), ("family-1", 3)]
+    assert found.families[1].success == pytest.approx(2 / 3)
+    assert found.turns == pytest.approx((1 + 2 + 3 + 1 + 2 + 3 + 4) / 7)
+    told = json.loads(json.dumps(found.to_json()))
+    assert {"success", "stderr", "n"} <= told.keys()
+    assert (told["n"], told["success"]) == (7, pytest.approx(2 / 7))
+
+
+def test_held_out_families_stand_apart(played: list[Trajectory]) -> None:
+    found = report(played, held_out=("family-1",))
+    assert (found.overall.success, found.overall.n) == (0, 4)
+    assert found.held_out is not None
+    assert found.held_out.success == pytest.approx(2 / 3)
+
+
+def test_truncation_is_counted_and_is_no_success(played: list[Trajectory]) -> None:
+    cut = [replace(item, truncated=True, success=None, failure=None) for item in played[:6]] + played[6:]
+    found = report(cut)
+    assert found.truncated == pytest.approx(6 / 14)
+    assert found.overall.success == pytest.approx(1 / 7)  # task 1 was among them, task 5 is left
+
+
+def test_nothing_played_is_no_success() -> None:
+    found = report([])
+    assert (found.overall.n, found.overall.success, found.pass_at_k) == (0, 0.0, {})
+
+
+def test_seeds_belong_to_tasks(played: list[Trajectory], echo: Any) -> None:
+    chat = scripted.byte_chat()
+    with closing(Runner(echo, scripted.gold(chat), chat, env_id="echo")) as runner:
+        fewer = play(runner, echo().tasks()[4:6], n=1, seed=5)
+    seeds = {(item.task.key, item.episode[-4:]): item.provenance.seed for item in played}
+    assert [item.provenance.seed for item in fewer] == [seeds[item.task.key, "0000"] for item in fewer]
+    assert len(set(seeds.values())) == 16
+
+
+def test_a_limit_takes_from_every_family() -> None:
+    tasks = [TaskRef(str(n), "", "test", "a" if n < 6 else "b") for n in range(9)]
+    assert [task.key for task in spread(tasks, 4)] == ["0", "1", "6", "7"]
+    assert spread(tasks, None) == tasks
+    assert spread(tasks, 99) == tasks
+
+
+def test_the_shells_gold_wins_everywhere() -> None:
+    found = evaluate(SHELL, "gold", limit=28, env_args=UNSAFE, concurrency=4)
+    assert found.infrastructure_failures == 0
+    assert found.overall.success == 1
+    assert all(row.success == 1 for row in found.families)
+    assert len(found.families) >= 14
+    assert found.held_out is not None
+    assert found.held_out.success == 1
+
+
+@pytest.mark.parametrize("script", ["null", "random"])
+def test_without_a_plan_the_shell_is_not_won(script: str) -> None:
+    found = evaluate(SHELL, script, limit=14, env_args=UNSAFE, concurrency=4)
+    assert found.infrastructure_failures == 0
+    assert found.overall.success <= 0.1
+
+
+def test_a_model_plays_the_shell(folder: Path) -> None:
+    ask = partial(evaluate, SHELL, str(folder), limit=6, n=2, ks=(1, 2), turn_tokens=8, env_args=UNSAFE, concurrency=4)
+    found, again = ask(), ask()
+    assert found == again
+    assert found.overall.episodes + (found.held_out.episodes if found.held_out else 0) == 12
+    assert found.tokens > 0
+
+
+def test_wrong_use_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'test'"):
+        evaluate(SHELL, "gold", split="tests")
+    with pytest.raises(UsageError, match="did you mean 'gold'"):
+        load_policy("golds")
+    with pytest.raises(UsageError, match=r"expected a model folder with config\.json"):
+        load_policy(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+        load_policy(str(tmp_path))
+    with pytest.raises(UsageError, match="n=2"):
+        evaluate(SHELL, "gold", n=2, ks=(4,))
