@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from retort.agents.base import Int64, TokenScores
+from retort.agents.prefix import hidden_states
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -151,13 +152,14 @@ class _Module:
         self.states = states.detach().requires_grad_(self.wanted[0])
         given = dict(zip(self.call.names, self.leaves, strict=True))
         with torch.enable_grad(), torch.autocast(states.device.type, enabled=False):
-            self.graph: Tensor = functional_call(self.call.head, given, (self.states,))
-        return self.graph.detach()
+            graph: Tensor = functional_call(self.call.head, given, (self.states,))
+        self.graph = graph
+        return graph.detach()
 
     def push(self, slope: Tensor) -> Tensor | None:
         leaves = [leaf for leaf in (self.states, *self.leaves) if leaf.requires_grad]
         grads = iter(torch.autograd.grad(self.graph, leaves, slope, retain_graph=True))
-        into_states = next(grads) if self.wanted[0] else None
+        into_states: Tensor | None = next(grads) if self.wanted[0] else None
         for number, want in enumerate(self.wanted[1:]):
             if want:
                 total, grad = self.totals[number], next(grads)
@@ -196,14 +198,14 @@ class _Score(torch.autograd.Function):
         hidden, targets, divisor, logz, entropy, ids, _, rest, *parameters = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[1], *ctx.needs_input_grad[5:]]
         head, kept = ctx.kept or (call.pass_through(parameters, wanted), None)
-        states, pieces = call.lift(hidden), []
+        states, pieces = call.lift(hidden), list[Tensor | None]()
         head.totals = [None] * len(parameters)
         for start in range(0, max(1, len(hidden)), call.rows):
             part = slice(start, start + call.rows)
             scaled = head.logits(states[part]).div_(divisor[part]) if kept is None else kept / divisor
             saved = [None if t is None else t[part] for t in (targets, divisor, logz, entropy, ids, rest, *upstream)]
-            pieces.append(head.push(_slope(scaled, *saved)))
-        into_hidden = torch.cat(pieces).to(hidden.dtype) if wanted[0] else None
+            pieces.append(head.push(_slope(scaled, *saved)))  # type: ignore[arg-type]
+        into_hidden = torch.cat([p for p in pieces if p is not None]).to(hidden.dtype) if wanted[0] else None
         into = [None if g is None else g.to(p.dtype) for g, p in zip(head.totals, parameters, strict=True)]
         return None, into_hidden, None, None, None, *into
 
@@ -327,13 +329,13 @@ def forward_positions(
 ) -> Scored:
     """One forward pass over `tokens` [B,T], padded on the right with any id, that scores token `at[m]` of row `row[m]`.
 
-    row, at: [M], `at` from 1 to T-1. ids: [M,K]; temperature: a number or [M]. The last column is not read as input.
+    row, at: [M], `at` from 1 to T-1. ids: [M,K]; temperature: a number or [M]. The last column is not read as input,
+    and what rows share before their first `at` is read once.
     """
     backbone, head = backbone_and_head(model)
-    hidden = backbone(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    needed = hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + at - 1)
+    hidden = hidden_states(backbone, tokens, row, at)
     return score_hidden(
-        needed, head, tokens[row, at], temperature=temperature, ids=ids, k=k, entropy=entropy, chunk=chunk
+        hidden, head, tokens[row, at], temperature=temperature, ids=ids, k=k, entropy=entropy, chunk=chunk
     )
 
 
