@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WORTH = 0.8
+WORTH = 0.8  # of the arithmetic of reading whole rows: what trees must stay below
 
 
 def hidden_states(backbone: nn.Module, tokens: Tensor, row: Tensor, at: Tensor) -> Tensor:
