@@ -58,6 +58,7 @@ class ChatMLRenderer:
             raise ValueError(f"ChatML: the tokenizer has no {' and no '.join(missing)}")
         self._start, self._end = found[START], found[END]
         self._stops = [found[token] for token in (END, PAD) if token in found]
+        self._opening, self._break = [self._start, *self.encode("assistant\n")], self.encode("\n")
 
     def render(
         self,
@@ -74,7 +75,7 @@ class ChatMLRenderer:
         for index, message in enumerate(messages):
             self._message(out, message, index)
         if add_generation_prompt:
-            _add(out, self._opening(), -1)
+            _add(out, self._opening, -1)
         return out
 
     def render_ids(
@@ -107,10 +108,10 @@ class ChatMLRenderer:
         _add(out, [*previous_prompt_ids, *previous_completion_ids], -1)
         if not previous_completion_ids or previous_completion_ids[-1] not in self._stops:
             _add(out, [self._end], -1)
-        _add(out, self.encode("\n"), -1)
+        _add(out, self._break, -1)
         for index, message in enumerate(new_messages):
             self._message(out, message, index)
-        _add(out, self._opening(), -1)
+        _add(out, self._opening, -1)
         return out
 
     def parse_response(
@@ -133,18 +134,15 @@ class ChatMLRenderer:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
-    def _opening(self) -> list[int]:
-        return [self._start, *self.encode("assistant\n")]
-
     def _message(self, out: RenderedTokens, message: Mapping[str, Any], index: int) -> None:
         role, content = message["role"], _text(message["content"])
         if role == "assistant":
             # What a model samples begins after the line break, so it must be encoded apart from the role.
-            _add(out, self._opening(), index)
+            _add(out, self._opening, index)
             _add(out, [*self.encode(content), self._end], index, sampled=True, content=True)
         else:
             _add(out, [self._start, *self.encode(f"{role}\n{content}"), self._end], index, content=True)
-        _add(out, self.encode("\n"), index)
+        _add(out, self._break, index)
 
 
 def _special_id(tokenizer: Any, token: str) -> int | None:

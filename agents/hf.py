@@ -180,7 +180,9 @@ class Cohort:
     def _ready(self) -> bool:
         if not self._policy.barrier:
             return bool(self._waiting)
-        return bool(self._waiting) and {item.episode for item in self._waiting} >= set(self.open)
+        if not self._waiting or len(self._waiting) < len(self.open):
+            return False
+        return {item.episode for item in self._waiting} >= set(self.open)
 
     async def _run(self) -> None:
         """One batch, then the next where it is ready."""
