@@ -33,7 +33,7 @@ from retort.agents.base import (
     Turn,
 )
 from retort.agents.chat import Chat
-from retort.envs.base import Failure, Feedback, TaskRef, TextEnv
+from retort.envs.base import Failure, Feedback, TaskRef, TextEnv, UsageError
 
 Env = gymnasium.Env[str, str]
 T = TypeVar("T")
@@ -489,6 +489,17 @@ class Runner:
         self._threads.shutdown()
 
 
+def playable(played: list[Trajectory]) -> list[Trajectory]:
+    """The same episodes, of which the infrastructure held in at least one.
+
+    Raises:
+        UsageError: it failed in all of them; the message is the first one's.
+    """
+    if played and not any(item.usable for item in played):
+        raise UsageError(f"no episode could be played; the first of {len(played)} failed with {played[0].error}")
+    return played
+
+
 def _close(env: Env) -> None:
     """Closes an environment; one that fails even at that is reported, and the run goes on."""
     try:
@@ -499,9 +510,17 @@ def _close(env: Env) -> None:
 
 def _run_loop(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine to its end, in a thread of its own where this one has an event loop already (a notebook)."""
+    found: list[T] = []
+
+    # asyncio writes its main task out as text when it ends, result and all: thousands of tokens for nobody to read.
+    async def keep() -> None:
+        found.append(await start())
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(start())
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(start())).result()
+        asyncio.run(keep())
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(keep())).result()
+    return found[0]
