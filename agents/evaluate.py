@@ -23,7 +23,7 @@ import numpy as np
 from retort.agents import scripted
 from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
-from retort.agents.rollout import Budget, EpisodeRequest, Runner
+from retort.agents.rollout import Budget, EpisodeRequest, Runner, playable
 from retort.envs.base import SPLITS, TaskRef, UsageError, nearest
 from retort.envs.catalogue import make
 
@@ -144,7 +144,7 @@ def play(
         for number, task in enumerate(tasks)
         for member in range(n)
     ]
-    return runner.run(requests, on_done=count)
+    return playable(runner.run(requests, on_done=count))
 
 
 def _seed(seed: int, task: TaskRef, member: int) -> int:
@@ -164,6 +164,7 @@ def load_policy(model: str) -> tuple[Policy, Chat]:
         policy: Policy = getattr(scripted, model)(chat)
         return policy, chat
     from retort.agents.hf import HFPolicy
+    from safetensors import SafetensorError
 
     folder = Path(model)
     if folder.is_dir() and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
@@ -176,7 +177,7 @@ def load_policy(model: str) -> tuple[Policy, Chat]:
         loaded = HFPolicy.load(model, barrier=False, device="auto")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"model {model!r} cannot be loaded; {nearest(model, SCRIPTS)}, a folder or a name: {error}"
         ) from error

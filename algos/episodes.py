@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from retort.agents.base import Trajectory
-from retort.agents.rollout import EpisodeRequest, Runner
+from retort.agents.rollout import EpisodeRequest, Runner, playable
 from retort.envs.base import TaskRef
 
 Item = TypeVar("Item")
@@ -36,7 +36,11 @@ def drawn(items: Sequence[Item], count: int, step: int, seed: int) -> list[Item]
 
 
 def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, group_size: int, seed: int) -> Episodes:
-    """Groups of `group_size` episodes of `prompts` tasks, sampled from the policy as it is."""
+    """Groups of `group_size` episodes of `prompts` tasks, sampled from the policy as it is.
+
+    Raises:
+        UsageError: when called, where the infrastructure failed in every episode of the step.
+    """
 
     def episodes(step: int) -> list[Trajectory]:
         requests = [
@@ -49,7 +53,7 @@ def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, grou
             for number, task in enumerate(drawn(tasks, prompts, step, seed))
             for member in range(group_size)
         ]
-        return runner.run(requests)
+        return playable(runner.run(requests))
 
     return episodes
 

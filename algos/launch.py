@@ -8,6 +8,7 @@ from retort.algos.config import TrainConfig, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
 from retort.algos.train import silent, train
+from retort.envs.catalogue import make
 
 
 def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
@@ -16,6 +17,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
     """
+    make(config.env, split="train", **config.env_args).close()  # what cannot be made leaves no folder behind
     if config.model == "tiny" and load_recipe(config.recipe).rollouts:
         name = f"cold-start-{config.env.rpartition('/')[2]}-seed{config.seed}"
         start = cold_start(config, folder.parent / name, watch)

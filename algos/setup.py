@@ -16,7 +16,7 @@ import torch
 from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
 from retort.agents.hf import HFPolicy, load_model
-from retort.agents.rollout import Budget, EpisodeRequest, Runner
+from retort.agents.rollout import Budget, EpisodeRequest, Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
 from retort.algos.base import Recipe, TeacherOptions
@@ -125,7 +125,7 @@ def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
             for number, task in enumerate(drawn(tasks, options.tasks, 0, config.seed))
             for member in range(options.per_task)
         ]
-        return runner.run(requests, on_done=count)
+        return playable(runner.run(requests, on_done=count))
 
 
 def save(folder: Path, parts: Parts) -> None:

@@ -1,0 +1,271 @@
+"""Every command in a process of its own: exit codes, JSON, and errors that name what was meant."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retort.cli import main
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+TINY = ["traces.tasks=8", "per_task=2", "steps=2", "prompts=4", "group_size=1", "checkpoint_every=1", "threads=1"]
+
+
+def retort(
+    *arguments: str | Path, cwd: Path | None = None, path: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    if path is not None:
+        environment["PATH"] = path
+    command = [sys.executable, "-m", "retort", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """The command in this process, which has torch already: for errors, of which there are many."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, said.out, said.err)
+
+    return run
+
+
+def settings(*pairs: str) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with two checkpoints, made by the command line."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = retort("train", "sft", "--out", folder, *settings(*TINY))
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint: {folder}/checkpoints/step-000002" in done.stdout
+    assert "next: retort eval --env retort/Shell-v0 --model" in done.stdout
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    """Wrong use: exit code 2, and an error without a traceback that says all of `said`."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    for part in said:
+        assert part in done.stderr
+
+
+def test_help_and_no_command() -> None:
+    done = retort("--help")
+    assert done.returncode == 0
+    for command in ("envs", "check-env", "train", "eval", "doctor", "demo"):
+        assert command in done.stdout
+    assert retort().returncode == 2
+    assert retort("evel").returncode == 2
+
+
+def test_envs() -> None:
+    done = retort("envs", "--json")
+    assert done.returncode == 0
+    entries = {entry["id"]: entry for entry in json.loads(done.stdout)}
+    assert "missing" not in entries["retort/Shell-v0"]
+    assert set(entries["retort/Shell-v0"]["tasks"]) == {"train", "validation", "test"}
+    assert all(count > 0 for count in entries["retort/Shell-v0"]["tasks"].values())
+    assert "retort/Shell-v0" in retort("envs").stdout
+
+
+def test_envs_without_bubblewrap_says_what_is_missing(tmp_path: Path) -> None:
+    done = retort("envs", "--json", path=str(tmp_path))
+    assert done.returncode == 0
+    (entry,) = (entry for entry in json.loads(done.stdout) if entry["id"] == "retort/Shell-v0")
+    assert "bubblewrap" in entry["missing"] or "bwrap" in entry["missing"]
+    assert "apt-get install bubblewrap" in entry["missing"]
+
+
+def test_doctor() -> None:
+    done = retort("doctor", "--json")
+    assert done.returncode == 0
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert findings["bubblewrap"]["present"]
+    assert {"python", "training", "gpu", "docker", "vllm"} <= set(findings)
+    assert "bubblewrap" in retort("doctor").stdout
+
+
+def test_doctor_without_bubblewrap(tmp_path: Path) -> None:
+    done = retort("doctor", "--json", path=str(tmp_path))
+    assert done.returncode == 1
+    (finding,) = (finding for finding in json.loads(done.stdout) if finding["name"] == "bubblewrap")
+    assert not finding["present"]
+    assert "apt-get install bubblewrap" in finding["advice"]
+    assert "sandbox=unsafe" in finding["advice"]
+
+
+@pytest.mark.slow
+def test_check_env() -> None:
+    done = retort("check-env", "retort/Shell-v0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "keeps the contract" in done.stdout
+
+
+def test_check_env_of_what_breaks_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "broken_env.py").write_text(
+        "import gymnasium\n"
+        "from retort.envs.shell import ShellEnv\n"
+        "class NoGold(ShellEnv):\n"
+        "    def gold(self, observation): return 'done'\n"
+        "gymnasium.register('tests/NoGold-v0', entry_point=NoGold, disable_env_checker=True,\n"
+        "    kwargs={'families': ['delete']})\n"
+    )
+    done = retort("check-env", "broken_env:tests/NoGold-v0", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "gold" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("model", ["gold", "null", "random"])
+def test_eval_of_a_script(model: str) -> None:
+    done = retort("eval", "--model", model, "--limit", "18", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert {"success", "stderr", "n"} <= set(report)
+    assert report["n"] + report["held_out"]["n"] == 18
+    assert report["success"] == (1 if model == "gold" else 0)
+    assert report["infrastructure_failures"] == 0
+
+
+def test_eval_prints_a_table_and_takes_arguments_of_the_environment() -> None:
+    done = retort("eval", "--limit", "6", "-n", "2", "--k", "1,2", "--split", "train", "--env-arg", 'families=["move"]')
+    assert done.returncode == 0, done.stderr
+    assert "move" in done.stdout
+    assert "delete" not in done.stdout
+    assert "gold on retort/Shell-v0 (train)" in done.stdout
+
+
+@pytest.mark.slow
+def test_eval_of_a_checkpoint_repeats_itself(trained: Path) -> None:
+    model = trained / "checkpoints" / "step-000002"
+    found = [
+        retort("eval", "--model", model, "--limit", "9", "--turn-tokens", "8", "--json", "--seed", "3")
+        for _ in range(2)
+    ]
+    assert [done.returncode for done in found] == [0, 0]
+    first, second = (json.loads(done.stdout) for done in found)
+    assert first["n"] == second["n"] > 0
+    assert first["tokens"] > 0
+
+
+@pytest.mark.slow
+def test_train_again_resume_and_go_on(trained: Path, tmp_path: Path, here: Here) -> None:
+    refused(here("train", "sft", "--out", trained, *settings(*TINY)), "already holds a run", "--resume")
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    last = folder / "checkpoints" / "step-000002"
+    wanted = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    done = retort("train", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert (last / "model.safetensors").read_bytes() == wanted
+    refused(here("train", "grpo", "--resume", folder), "no recipe and no --set")
+    refused(here("train", "--resume", tmp_path), "expected a run folder with config.toml, found none")
+    refused(here("train"), "expected a recipe")
+
+
+def test_a_recipe_on_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    model = trained / "checkpoints" / "step-000002"
+    pairs = ["steps=1", "prompts=2", "group_size=2", "concurrency=4", "turn_tokens=4", "threads=1"]
+    done = retort("train", "sdpo", "--model", model, "--seed", "2", *settings(*pairs), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "sdpo-Shell-v0-seed2"
+    assert {path.name for path in folder.iterdir()} >= {"config.toml", "manifest.json", "metrics.jsonl", "checkpoints"}
+    assert (folder / "rollouts" / "step-000001.parquet").is_file()
+
+
+@pytest.mark.slow
+def test_a_corrupted_checkpoint(trained: Path, tmp_path: Path, here: Here) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    first, last = (folder / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    with (last / "model.safetensors").open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)
+        file.seek(5000)
+        file.write(bytes([byte[0] ^ 1]))
+    done = retort("train", "--resume", folder)
+    refused(done, "model.safetensors has changed since it was written", f"the newest whole one is {first}")
+    for path in (last / "model.safetensors", first / "model.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    refused(here("train", "--resume", folder), "no other is whole")
+    refused(here("eval", "--model", last, "--limit", "1"), str(last), "cannot be loaded")
+
+
+def test_a_model_folder_without_a_tokenizer(trained: Path, tmp_path: Path, here: Here) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "checkpoints" / "step-000002", folder)
+    (folder / "tokenizer.json").unlink()
+    for command in (["eval", "--limit", "1"], ["train", "grpo", "--out", tmp_path / "run"]):
+        refused(here(*command, "--model", folder), str(folder), "no tokenizer beside the model", "tokenizer.json")
+
+
+def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
+    refused(here("eval", "--model", trained), "did you mean", "step-000002")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["eval", "--env", "retort/Shel-v0"],
+            ["unknown environment 'retort/Shel-v0'", "did you mean 'retort/Shell-v0'"],
+        ),
+        (["check-env", "retort/Shell"], ["unknown environment", "retort/Shell-v0"]),
+        (["check-env", "CartPole-v1"], ["expected a retort.envs.base.TextEnv, found CartPoleEnv"]),
+        (["train", "grop"], ["unknown recipe 'grop'", "did you mean 'grpo'"]),
+        (["train", "sft", "--env", "retort/Shel-v0"], ["did you mean 'retort/Shell-v0'"]),
+        (["train", "grpo", "--set", "stepz=3"], ["unknown key 'stepz'", "did you mean 'steps'"]),
+        (["train", "grpo", "--set", "steps=none"], ["steps", "found 'none'"]),
+        (["train", "grpo", "--set", "steps"], ["expected key=value, found 'steps'"]),
+        (["train", "srpo", "--set", "feedback=shufled"], ["feedback", "'own', 'shuffled' or 'none'", "'shufled'"]),
+        (["demo", "--set", "stepz=3"], ["unknown key 'stepz'", "did you mean 'steps'"]),
+        (["eval", "--split", "tests"], ["unknown split 'tests'", "did you mean 'test'"]),
+        (["eval", "--model", "golden"], ["unknown model 'golden'", "did you mean 'gold'"]),
+        (["eval", "--model", "/no/such/folder"], ["/no/such/folder"]),
+        (["eval", "--k", "1,x"], ["expected whole numbers such as 1,4,8"]),
+        (["eval", "--k", "4", "-n", "2"], ["expected 1 <= k <= n=2, found [4]"]),
+        (["eval", "--env-arg", "sandbox=bwarp"], ["unknown sandbox 'bwarp'", "did you mean 'bwrap'"]),
+        (["eval", "--env-arg", "max_turn=3"], ["max_turn"]),
+        (["eval", "--env-arg", 'families=["delte"]'], ["delte", "did you mean 'delete'"]),
+        (["eval", "--limit", "0"], ["--limit"]),
+        (["train", "sft", "--seed", "-1"], ["--seed"]),
+    ],
+)
+def test_bad_input_names_what_was_meant(
+    arguments: list[str], said: list[str], tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(here(*arguments), *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["eval", "--limit", "2"], ["train", "sft", "--out", "run", *settings(*TINY)]])
+def test_bubblewrap_missing(command: list[str], tmp_path: Path) -> None:
+    """An error, and not an evaluation or a training run of nothing."""
+    (tmp_path / "empty").mkdir()
+    done = retort(*command, cwd=tmp_path, path=str(tmp_path / "empty"))
+    refused(done, "no episode could be played", "apt-get install bubblewrap", "UnsafeSandbox")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "file").touch()
+    refused(here("train", "sft", "--out", tmp_path / "file" / "run", *settings(*TINY)), "Not a directory", "file")
