@@ -1,7 +1,7 @@
 """A causal language model small enough to train on two cores, with a tokenizer of its own.
 
 The recipe was measured, not derived: hidden 128, 2 layers, 4 heads, float32, about half a million parameters, and
-640 byte-level BPE tokens over the texts that the model will meet. Embeddings are not tied, so that servers which
+960 byte-level BPE tokens over the texts that the model will meet. Embeddings are not tied, so that servers which
 reload weights in place serve the same checkpoint.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from retort.agents.chatml import END, PAD, SPECIALS, TEMPLATE
 
-VOCABULARY = 640
+VOCABULARY = 960
 CONTEXT = 2048
 ROLES = ("system", "user", "assistant")
 

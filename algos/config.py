@@ -136,11 +136,11 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
         rate = 1e-6 if rollouts else 1e-5
         return {**common, "learner": {"lr": rate}, "sampling": {"turn_tokens": 256, "context_tokens": 4096}}
     if rollouts:
-        muon = {"optimiser": "muon", "lr": 2e-3, "schedule": "linear", "decay_steps": 60}
-        return {**common, "steps": 60, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
+        muon = {"optimiser": "muon", "lr": 3e-3, "schedule": "linear", "decay_steps": 110}
+        return {**common, "steps": 110, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
     muon = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3}
-    traces = {"tasks": 4000, "per_task": 2}
-    size = {"steps": 800, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
+    traces = {"tasks": 6000, "per_task": 2}
+    size = {"steps": 1000, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
     return {**common, **size, "learner": muon, "traces": traces}
 
 
