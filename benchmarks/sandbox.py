@@ -14,12 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import measure
 from retort.sandboxes.base import Sandbox
 from retort.sandboxes.bwrap import BwrapSandbox
 from retort.sandboxes.pool import Pool
 from retort.sandboxes.unsafe import UnsafeSandbox
-from rich.console import Console
-from rich.table import Table
 
 MAKERS: dict[str, Callable[[], Sandbox]] = {"bwrap": BwrapSandbox, "unsafe": lambda: UnsafeSandbox(i_understand=True)}
 SLOTS = (1, 4, 32)
@@ -78,11 +77,11 @@ def main() -> None:
     if name not in MAKERS:
         sys.exit(f"unknown backend {name!r}; expected one of {', '.join(MAKERS)}")
     make = MAKERS[name]
-    table = Table("measured", "p50", "p95", title=f"sandbox: {name}")
+    rows: list[tuple[object, ...]] = []
 
     def row(label: str, taken: list[float]) -> None:
         p95 = statistics.quantiles(taken, n=20)[-1]
-        table.add_row(label, f"{statistics.median(taken) * 1e3:.2f} ms", f"{p95 * 1e3:.2f} ms")
+        rows.append((label, statistics.median(taken) * 1e3, p95 * 1e3))
 
     def start_and_close() -> None:
         make().close()
@@ -98,14 +97,12 @@ def main() -> None:
             sandbox.open_terminal().run("echo hi")
 
         row("reset + one command", timed(reset_and_command, 200))
-    Console().print(table)
-    table = Table("slots", "episodes/s", "ratio to one slot", "cores here", title=f"warm episodes: {name}")
-    first = 0.0
-    for slots in SLOTS:
-        rate, cores = episodes(make, slots, seconds)
-        first = first or rate
-        table.add_row(str(slots), f"{rate:.0f}", f"{rate / first:.2f}", f"{cores:.2f}")
-    Console().print(table)
+    measure.table((f"{name}, ms", "p50", "p95"), rows)
+    found = {slots: episodes(make, slots, seconds) for slots in SLOTS}
+    measure.table(
+        ("slots, warm", "episodes/s", "ratio to one slot", "cores here"),
+        [(slots, rate, rate / found[1][0], cores) for slots, (rate, cores) in found.items()],
+    )
 
 
 if __name__ == "__main__":
