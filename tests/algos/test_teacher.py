@@ -1,0 +1,133 @@
+"""The teacher's weights: hand-worked averages, cadence, and a state that comes back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from retort.agents.scoring import score_tokens
+from retort.algos.base import TeacherOptions
+from retort.algos.teacher import Teacher
+from retort.feedback.base import TeacherView
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+class Scalar(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([value], dtype=torch.float64))
+
+
+def moved(teacher: Teacher, student: Scalar, values: list[float]) -> list[float]:
+    found = []
+    for value in values:
+        student.weight.data.fill_(value)
+        teacher.follow()
+        found.append(teacher.model.weight.item())
+    return found
+
+
+def test_ema_by_hand() -> None:
+    student = Scalar(0.0)
+    teacher = Teacher(student, TeacherOptions(kind="ema", rate=0.25))
+    # 0 -> 0.75 * 0 + 0.25 * 4 = 1; 0.75 * 1 + 0.25 * 8 = 2.75; 0.75 * 2.75 + 0.25 * 0 = 2.0625
+    assert moved(teacher, student, [4.0, 8.0, 0.0]) == [1.0, 2.75, 2.0625]
+    assert student.weight.item() == 0
+
+
+def test_cadence_by_hand() -> None:
+    student = Scalar(0.0)
+    teacher = Teacher(student, TeacherOptions(kind="ema", rate=0.5, every=3))
+    assert moved(teacher, student, [1.0, 2.0, 4.0, 6.0, 8.0, 10.0]) == [0, 0, 2.0, 2.0, 2.0, 6.0]
+
+
+def test_the_ends_of_the_rate() -> None:
+    student = Scalar(3.0)
+    assert moved(Teacher(student, TeacherOptions(kind="ema", rate=1)), student, [5.0, 7.0]) == [5.0, 7.0]
+    student = Scalar(3.0)
+    assert moved(Teacher(student, TeacherOptions(kind="ema", rate=0)), student, [5.0, 7.0]) == [3.0, 3.0]
+
+
+@given(st.lists(st.floats(-100, 100), max_size=20), st.integers(1, 5))
+def test_fixed_never_moves(values: list[float], every: int) -> None:
+    student = Scalar(1.5)
+    teacher = Teacher(student, TeacherOptions(kind="fixed", every=every))
+    assert moved(teacher, student, values) == [1.5] * len(values)
+    assert teacher.half_life == math.inf
+
+
+def test_current_is_the_student() -> None:
+    student = Scalar(1.5)
+    teacher = Teacher(student, TeacherOptions(kind="current"))
+    assert teacher.model is student
+    assert student.weight.requires_grad
+    assert moved(teacher, student, [2.0]) == [2.0]
+    assert teacher.half_life == 0
+    assert set(teacher.state_dict()) == {"updates"}
+
+
+@given(rate=st.floats(0.001, 0.5), every=st.integers(1, 3), start=st.floats(-10, 10))
+def test_after_its_half_life_half_is_new(rate: float, every: int, start: float) -> None:
+    student = Scalar(start)
+    teacher = Teacher(student, TeacherOptions(kind="ema", rate=rate, every=every))
+    steps = round(teacher.half_life / every) * every
+    left = (1 - rate) ** (steps / every)
+    assert abs(math.log(left) - math.log(0.5)) <= 0.5 * abs(math.log1p(-rate)) + 1e-9
+    found = moved(teacher, student, [1.0] * steps)
+    assert found[-1] == pytest.approx(1 + left * (start - 1)) if found else True
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    teacher = Teacher(Scalar(1.0), TeacherOptions(kind="ema"))
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert not teacher.model.training
+
+
+@pytest.mark.parametrize("kind", ["fixed", "ema", "current"])
+def test_the_state_comes_back_and_goes_on(kind: str, tmp_path) -> None:
+    options = TeacherOptions(kind=kind, rate=0.5, every=2)  # type: ignore[arg-type]
+    student = Scalar(0.0)
+    straight = Teacher(student, options)
+    moved(straight, student, [1.0, 2.0, 3.0])
+    save_file(straight.state_dict(), tmp_path / "teacher.safetensors")
+    other = Scalar(3.0)
+    resumed = Teacher(other, options)
+    resumed.load_state_dict(load_file(tmp_path / "teacher.safetensors"))
+    assert resumed.model.weight.item() == straight.model.weight.item()
+    assert moved(resumed, other, [4.0, 5.0, 6.0]) == moved(straight, student, [4.0, 5.0, 6.0])
+    if kind != "current":
+        with pytest.raises(RuntimeError, match="Missing key"):
+            resumed.load_state_dict({"updates": torch.tensor(1)})
+
+
+def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
+    student, other = make_model(0), make_model(1)
+    teacher = Teacher(student, TeacherOptions(kind="ema", rate=1.0))
+    with torch.no_grad():
+        for mine, theirs in zip(student.parameters(), other.parameters(), strict=True):
+            mine.copy_(theirs)
+    ids = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    view = TeacherView(row=0, channel=0, token_ids=ids, at=np.array([4, 6]), covers=np.array([2, 4]))
+    support = torch.tensor([[5, 1, 0], [2, 7, 8]])
+
+    def scored():
+        (found,) = teacher.score([view], ids=[support], entropy=True, temperature=[0.7], max_tokens=64)
+        return found
+
+    def expected(model):
+        with torch.no_grad():
+            (found,) = score_tokens(model, [ids], [[4, 6]], ids=[support], entropy=True, temperature=[0.7])
+        return found
+
+    torch.testing.assert_close(scored().logp, expected(make_model(0)).logp)
+    teacher.follow()
+    for name in ("logp", "entropy", "ids_logp", "rest_logp"):
+        torch.testing.assert_close(getattr(scored(), name), getattr(expected(other), name))
+    assert not scored().logp.requires_grad
+    (plain,) = teacher.logp([ids], [np.array([4, 6])], temperature=[0.7])
+    torch.testing.assert_close(plain.logp, expected(other).logp)
