@@ -1,15 +1,16 @@
 """Batched sampling from a transformers causal language model, with each episode's keys and values kept across turns.
 
 A batch is one block of keys and values in which every row may have holes, hidden by the attention mask; positions are
-explicit, so that a hole moves nothing. Between turns an episode holds its own part without holes, and any episodes can
-meet in the next batch. A turn costs what is new in it, beside one copy of what is old.
+explicit, so that a hole moves nothing. While the same episodes come back together, and until holes outnumber tokens,
+they go on in the block that they have. Any others are copied into a new one, so that any episodes can meet in any
+batch. Either way a turn costs what is new in it, beside attention and at most one copy of what is old.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ GROWTH = 64
 
 @dataclass(eq=False)
 class Context:
-    """What the model has read of one episode: `ids`, and their keys and values [layers, 2, heads, len(ids), D]."""
+    """What the model has read of one episode: `ids`, whose keys and values are the first ones of a block's row."""
 
     ids: list[int] = field(default_factory=list)
-    kv: Tensor | None = None
+    block: _Block | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,21 +141,40 @@ class _Block:
         self.cache = Cache(layers=[_Layer(self, index) for index in range(len(store))])
 
     @classmethod
-    def of(cls, model: Any, contexts: Sequence[Context], room: int) -> Self:
-        """The contexts side by side, and `room` more columns."""
+    def of(cls, model: Any, contexts: Sequence[Context], room: int) -> _Block:
+        """A block whose rows are the contexts: the one that they have, or a new one without holes and with `room`."""
+        used = max(len(context.ids) for context in contexts)
+        held = contexts[0].block
+        if held is not None and held.used <= 2 * used and held.holds(contexts):
+            return held
         config = model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        used = max(len(context.ids) for context in contexts)
         shape = (config.num_hidden_layers, 2, len(contexts), heads, used + room, width)
-        # Holes are masked, but a NaN in one would still spread: 0 * NaN is NaN.
-        store = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        store = torch.empty(shape, dtype=model.dtype, device=model.device)
         valid = np.zeros((len(contexts), used + room), np.bool_)
         for row, context in enumerate(contexts):
-            if context.kv is not None:
-                store[:, :, row, :, : len(context.ids)] = context.kv
-                valid[row, : len(context.ids)] = True
+            length = len(context.ids)
+            valid[row, :length] = True
+            # Holes are masked, but a NaN in one would still spread: 0 * NaN is NaN.
+            store[:, :, row, :, length:used] = 0
+            if context.block is not None and length:
+                store[:, :, row, :, :length] = context.block.read(context.row, length)
         return cls(store, valid, used)
+
+    def holds(self, contexts: Sequence[Context]) -> bool:
+        """Whether these contexts, whole and in order, are all of its rows."""
+        return len(contexts) == len(self.length) and all(
+            context.block is self and context.row == row and len(context.ids) == self.length[row]
+            for row, context in enumerate(contexts)
+        )
+
+    def read(self, row: int, length: int) -> Tensor:
+        """Keys and values [layers, 2, heads, length, D] of a row's first tokens, without its holes."""
+        columns = np.flatnonzero(self.valid[row, : self.used])[:length]
+        if columns[-1] == length - 1:
+            return self.store[:, :, row, :, :length]
+        return self.store[:, :, row].index_select(3, torch.from_numpy(columns).to(self.store.device))
 
     @classmethod
     def joined(cls, blocks: Sequence[_Block]) -> _Block:
@@ -163,12 +184,13 @@ class _Block:
         used = max(block.used for block in blocks)
         layers, two, _, heads, _, width = blocks[0].store.shape
         rows = sum(len(block.length) for block in blocks)
-        store = blocks[0].store.new_zeros((layers, two, rows, heads, used + GROWTH, width))
+        store = blocks[0].store.new_empty((layers, two, rows, heads, used + GROWTH, width))
         valid = np.zeros((rows, used + GROWTH), np.bool_)
         start = 0
         for block in blocks:
             stop = start + len(block.length)
             store[:, :, start:stop, :, : block.used] = block.store[:, :, :, :, : block.used]
+            store[:, :, start:stop, :, block.used : used] = 0
             valid[start:stop, : block.used] = block.valid[:, : block.used]
             start = stop
         return cls(store, valid, used)
@@ -191,7 +213,7 @@ class _Block:
         device = self.store.device
         output = model(
             input_ids=ids,
-            attention_mask=self._mask(torch.from_numpy(real).to(device), start, stop),
+            attention_mask=self._mask(real, start, stop),
             position_ids=torch.from_numpy(position).to(device),
             past_key_values=self.cache,
             use_cache=True,
@@ -201,19 +223,16 @@ class _Block:
         logits: Tensor = output.logits[:, -1].float()
         return logits
 
-    def take(self, row: int, ids: list[int]) -> Context:
-        """What one row has read, without its holes."""
-        columns = torch.from_numpy(np.flatnonzero(self.valid[row, : self.used])).to(self.store.device)
-        return Context(ids, self.store[:, :, row].index_select(3, columns))
-
-    def _mask(self, real: Tensor, start: int, stop: int) -> Tensor:
+    def _mask(self, real: Bool, start: int, stop: int) -> Tensor:
         """[B,1,Q,stop]: what each new column sees. A column that is no token sees itself, so that nothing is NaN."""
         blocked = torch.finfo(self.store.dtype).min
-        self.bias[:, start:stop].masked_fill_(~real, blocked).masked_fill_(real, 0)
-        count = stop - start
+        count, device = stop - start, self.store.device
+        self.bias[:, start:stop] = torch.zeros_like(self.bias[:, start:stop]).masked_fill_(
+            torch.from_numpy(~real).to(device), blocked
+        )
         mask = self.bias[:, None, None, :stop].repeat(1, 1, count, 1)
-        if count > 1 or not bool(real.all()):
-            later = torch.ones((count, count), dtype=torch.bool, device=real.device).triu_(1)
+        if count > 1 or not real.all():
+            later = torch.ones((count, count), dtype=torch.bool, device=device).triu_(1)
             mask[..., start:].masked_fill_(later, blocked).diagonal(dim1=-2, dim2=-1).zero_()
         return mask
 
@@ -221,9 +240,9 @@ class _Block:
         short = self.used + count - self.valid.shape[1]
         if short <= 0:
             return
-        more = max(short, GROWTH, self.valid.shape[1] // 4)
+        more = max(short, GROWTH, self.valid.shape[1] // 2)
         layers, two, rows, heads, _, width = self.store.shape
-        self.store = torch.cat([self.store, self.store.new_zeros((layers, two, rows, heads, more, width))], dim=4)
+        self.store = torch.cat([self.store, self.store.new_empty((layers, two, rows, heads, more, width))], dim=4)
         self.valid = np.concatenate([self.valid, np.zeros((rows, more), np.bool_)], axis=1)
         self.bias = torch.cat([self.bias, self.bias.new_full((rows, more), torch.finfo(self.bias.dtype).min)], dim=1)
 
@@ -254,12 +273,10 @@ def _read(model: Any, calls: Sequence[Call]) -> tuple[_Block, Tensor]:
 def _keep_prefix(context: Context, prompt: Sequence[int]) -> None:
     """Drops what the prompt does not begin with; at least its last token is always read anew."""
     known, wanted = context.ids, list(prompt[:-1])
-    if wanted[: len(known)] == known:
-        return
-    pairs = zip(known, wanted, strict=False)
-    same = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(known), len(wanted)))
-    context.ids = known[:same]
-    context.kv = None if context.kv is None or not same else context.kv[:, :, :, :same]
+    if wanted[: len(known)] != known:
+        pairs = zip(known, wanted, strict=False)
+        same = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(known), len(wanted)))
+        context.ids = known[:same]
 
 
 def _feed_ragged(model: Any, block: _Block, suffixes: Sequence[Sequence[int]]) -> Tensor:
@@ -294,15 +311,16 @@ def _write(
                 logps[number].append(value)
                 if token in stop_ids or len(tokens[number]) == limits[number]:
                     going[row] = False
-                    context = block.take(row, [*calls[number].prompt, *tokens[number][:-1]])
-                    calls[number].context.ids, calls[number].context.kv = context.ids, context.kv
+                    context = calls[number].context
+                    context.ids = [*calls[number].prompt, *tokens[number][:-1]]
+                    context.block, context.row = block, row
         if not going.any():
             break
         if going.sum() <= len(rows) // 2:
             kept = np.flatnonzero(going).tolist()
             block, ids = block.select(kept), ids[kept]
             rows, going = [rows[row] for row in kept], going[kept]
-        logits = block.feed(model, ids.unsqueeze(1), np.ones((len(rows), 1), np.bool_))
+        logits = block.feed(model, ids.unsqueeze(1), going[:, None])
     if not np.isfinite([value for values in logps for value in values]).all():
         raise FloatingPointError("the model's logits are not finite: its weights have diverged or were loaded wrongly")
     ends = [Finish.STOP if ids[-1] in stop_ids else Finish.LENGTH for ids in tokens]

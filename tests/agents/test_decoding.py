@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,21 @@ def test_a_turn_reads_only_what_is_new(model: Any) -> None:
     finally:
         hook.remove()
     assert read == [4]  # the last token that was sampled, and three new ones
+
+
+def test_a_cohort_keeps_its_block_until_holes_outnumber_tokens(model: Any) -> None:
+    """One row of four hears much each turn, so that the others get holes; in the end holes are left out."""
+    contexts, asked = [Context() for _ in range(4)], [[5, 6, 7 + i] for i in range(4)]
+    blocks = []
+    for turn in range(12):
+        batch = [Call(contexts[i], asked[i], Sampling(max_new_tokens=2), 20 * i + turn) for i in range(4)]
+        for i, done in enumerate(generate(model, batch, frozenset({-1}), 0)):
+            assert rescored(model, asked[i], done) == pytest.approx(np.array(done.logp), abs=1e-4)
+            asked[i] = [*asked[i], *done.token_ids, *([9] * (40 if turn % 4 == i else 1))]
+        assert len({id(context.block) for context in contexts}) == 1
+        blocks.append(contexts[0].block)
+    kept = sum(one is other for one, other in pairwise(blocks))
+    assert 5 <= kept < 11
 
 
 def test_a_changed_history_is_read_anew(model: Any) -> None:
