@@ -42,7 +42,7 @@ def section(name: str, arguments: list[str]) -> str:
     print(f"{name} ...", file=sys.stderr, flush=True)
     printed = subprocess.run([sys.executable, str(path), *arguments], check=True, stdout=subprocess.PIPE, text=True)
     print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    shown = [argument for argument in arguments if not Path(argument).is_dir()]
+    shown = [argument for argument in arguments if argument != "--venv" and not Path(argument).is_dir()]
     command = " ".join(["python", f"benchmarks/{name}.py", *shown]).replace("--model", "--model FOLDER")
     return f"## {name}\n\n{title}\n\n{notes}\n\n    {command}\n\n{printed.stdout.strip()}\n"
 
