@@ -14,12 +14,12 @@ from retort.envs.base import Feedback, TaskRef
 Made = Callable[..., Trajectory]
 
 
-@pytest.fixture()
+@pytest.fixture
 def chat() -> Chat:
     return Chat(ByteTokenizer())
 
 
-@pytest.fixture()
+@pytest.fixture
 def made(chat: Chat) -> Made:
     def make(
         observations: Sequence[str],
