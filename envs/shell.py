@@ -82,7 +82,7 @@ class ShellEnv(TextEnv):
         families: Sequence[str] | None = None,
         observation_chars: int | None = None,
         explain: bool = False,
-        command_s: float = 2.0,
+        command_s: float = 1.0,
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
