@@ -82,7 +82,7 @@ class ShellEnv(TextEnv):
         families: Sequence[str] | None = None,
         observation_chars: int | None = None,
         explain: bool = False,
-        command_s: float = 1.0,
+        command_s: float = 2.0,
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
@@ -192,7 +192,8 @@ class ShellEnv(TextEnv):
         if not self.action_space.contains(action):
             return "command too long"
         # No shell can be sent NUL, nor half a character.
-        result = terminal.run(action.replace("\0", "").encode(errors="replace").decode(), timeout=self.command_s)
+        line = action.replace("\0", "").encode(errors="replace").decode()
+        result = terminal.run(line, timeout=self.command_s, interactive=False)
         self._answers()
         return shown(result, self.observation_chars or self._current().budget)
 

@@ -113,11 +113,12 @@ class SandboxClosed(SandboxError):
 class Terminal(Protocol):
     """A persistent interactive shell on a private PTY: `cd`, variables and functions last between commands."""
 
-    def run(self, command: str, *, timeout: float | None = None) -> ExecResult:
+    def run(self, command: str, *, timeout: float | None = None, interactive: bool = True) -> ExecResult:
         """Run one command line (several lines are allowed) and wait for its end.
 
         stdout and stderr come interleaved in `stdout`, as a terminal shows them. At the timeout (seconds) the
-        foreground job is ended, `timed_out` is set and the shell is usable again.
+        foreground job is ended, `timed_out` is set and the shell is usable again. interactive: whether the command may
+        read what is typed; if not, it reads an empty input, and ends where it would wait for ever.
 
         Raises:
             SandboxClosed: the sandbox is gone.

@@ -98,9 +98,9 @@ class BashTerminal:
         self._code = 0
         self._touched = False  # somebody has typed by hand since the last marker
 
-    def run(self, command: str, *, timeout: float | None = None) -> ExecResult:
+    def run(self, command: str, *, timeout: float | None = None, interactive: bool = True) -> ExecResult:
         start, limits = time.monotonic(), self._shells.limits
-        line = f"eval {_quoted(command)}\n".encode()
+        line = f"eval {_quoted(command)}{'' if interactive else ' </dev/null'}\n".encode()
         self._prepare(len(line))
         self._buffer.clear()
         self._type(line)

@@ -421,3 +421,11 @@ def test_exec_timeout_gives_the_terminal_a_fresh_shell(sandbox: Guest) -> None:
     with pytest.raises(ExecTimeout):
         sandbox.exec("sleep 30", timeout=0.2)
     assert terminal.run("echo [$x]").stdout == b"[]\n"
+
+
+def test_a_command_that_may_not_read_what_is_typed_reads_an_end(sandbox: Guest) -> None:
+    terminal = sandbox.open_terminal()
+    assert terminal.run("cat; cd /tmp; kept=1", interactive=False).exit_code == 0
+    assert terminal.run("pwd; echo $kept", interactive=False).text.split() == ["/tmp", "1"]
+    late = terminal.run("cat", timeout=0.3)
+    assert late.timed_out
