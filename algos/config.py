@@ -65,6 +65,12 @@ class TrainConfig(BaseModel):
     learner: LearnerOptions = LearnerOptions()
     options: SerializeAsAny[Options] = Options()
 
+    @model_validator(mode="after")
+    def _has_another_group(self) -> TrainConfig:
+        if self.feedback == "shuffled" and self.prompts < 2:
+            raise ValueError("feedback=shuffled takes it from another task: expected prompts of at least 2, found 1")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_recipe(cls, data: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from retort.agents.chat import Chat
 from retort.algos.config import TrainConfig, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
@@ -17,7 +18,10 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
     """
-    make(config.env, split="train", **config.env_args).close()  # what cannot be made leaves no folder behind
+    # What cannot be made or loaded leaves no folder behind.
+    make(config.env, split="train", **config.env_args).close()
+    if config.model != "tiny":
+        Chat.load(config.model)
     if config.model == "tiny" and load_recipe(config.recipe).rollouts:
         name = f"cold-start-{config.env.rpartition('/')[2]}-seed{config.seed}"
         start = cold_start(config, folder.parent / name, watch)

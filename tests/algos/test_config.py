@@ -219,3 +219,8 @@ def test_presets_depend_on_the_models_size(tmp_path: Path) -> None:
 def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolve({"recipe": "grpo"}).steps = 1  # type: ignore[misc]
+
+
+def test_shuffled_feedback_needs_another_task() -> None:
+    with pytest.raises(ConfigError, match="prompts of at least 2, found 1"):
+        resolve({"recipe": "sdpo"}, ["feedback=shuffled", "prompts=1"])
