@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,7 @@ class HFPolicy:
     """A model that plays.
 
     barrier: batch a whole cohort at once, for runs that repeat bit for bit. max_batch: rows in one forward pass.
+    arithmetic: the precision to sample in, which is that of the learner's scores.
     cohorts: fixed halves of the episodes that take turns, one generating while the other acts; a runner deals its
         episodes to `policy.cohorts`, each of which is a policy. Setting `version` after an update forgets every cache.
     """
@@ -50,6 +52,7 @@ class HFPolicy:
         barrier: bool = True,
         max_batch: int = 64,
         cohorts: int = 1,
+        arithmetic: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if max_batch < 1 or cohorts < 1:
             raise ValueError(f"expected max_batch and cohorts of at least 1, found {max_batch} and {cohorts}")
@@ -57,6 +60,7 @@ class HFPolicy:
         self.chat = chat
         self.name = name
         self.barrier = barrier
+        self.arithmetic = arithmetic
         self.max_batch = max_batch
         self.cohorts: tuple[Cohort, ...] = tuple(Cohort(self) for _ in range(cohorts))
         self._version = 0
@@ -123,7 +127,8 @@ class HFPolicy:
             rows = list(alike)
             for start in range(0, len(rows), self.max_batch):
                 batch = rows[start : start + self.max_batch]
-                done += generate(self.model, batch, self.chat.stop_ids, self._version)
+                with self.arithmetic():
+                    done += generate(self.model, batch, self.chat.stop_ids, self._version)
         return done
 
     def close(self) -> None:
@@ -227,5 +232,13 @@ def load_model(folder_or_name: str | Path, *, device: str = "cpu", dtype: str = 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and dtype != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn(f"{dtype} on this CPU is 20 to 90 times slower than float32: it has no unit for it", stacklevel=2)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
+    model: Any
+    if (Path(folder_or_name) / "adapter_config.json").is_file():
+        # An adapter becomes part of the weights, so that the model can be trained and served like any other.
+        from peft import AutoPeftModelForCausalLM
+
+        adapted: Any = AutoPeftModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
+        model = adapted.merge_and_unload().requires_grad_(True)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
     return model.to(device).eval()

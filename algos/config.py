@@ -66,6 +66,12 @@ class TrainConfig(BaseModel):
     options: SerializeAsAny[Options] = Options()
 
     @model_validator(mode="after")
+    def _has_a_teacher(self) -> TrainConfig:
+        if self.feedback != "own" and not load_recipe(self.recipe).channels:
+            raise ValueError(f"feedback={self.feedback} is for recipes with a teacher; {self.recipe} has none")
+        return self
+
+    @model_validator(mode="after")
     def _has_another_group(self) -> TrainConfig:
         if self.feedback == "shuffled" and self.prompts < 2:
             raise ValueError("feedback=shuffled takes it from another task: expected prompts of at least 2, found 1")
@@ -114,6 +120,9 @@ def resolve(base: Mapping[str, Any], settings: Iterable[str] = ()) -> TrainConfi
     keys = list(_keys(TrainConfig, recipe.options))
     for key, value in map(parse, settings):
         _put(tree, _full_key(key, keys), value)
+    learner = tree.get("learner", {})
+    if isinstance(learner, Mapping) and learner.get("schedule", "constant") != "constant":
+        tree["learner"] = {"decay_steps": tree.get("steps", TrainConfig.model_fields["steps"].default), **learner}
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
@@ -141,17 +150,20 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
     if not _is_small(model):
         rate = 1e-6 if rollouts else 1e-5
         return {**common, "learner": {"lr": rate}, "sampling": {"turn_tokens": 256, "context_tokens": 4096}}
+    traces = {"tasks": 7000, "per_task": 2}
     if rollouts:
-        muon = {"optimiser": "muon", "lr": 3e-3, "schedule": "linear", "decay_steps": 110}
-        return {**common, "steps": 110, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
+        muon = {"optimiser": "muon", "lr": 3e-3, "schedule": "linear"}
+        start = {"traces": traces} if model == "tiny" else {}
+        return {**common, **start, "steps": 120, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
     muon = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3}
-    traces = {"tasks": 6000, "per_task": 2}
-    size = {"steps": 1000, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
+    size = {"steps": 1100, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
     return {**common, **size, "learner": muon, "traces": traces}
 
 
 def _is_small(model: str) -> bool:
-    described = Path(model) / "config.json"
+    adapter, described = Path(model) / "adapter_config.json", Path(model) / "config.json"
+    if adapter.is_file():
+        return _is_small(str(json.loads(adapter.read_text()).get("base_model_name_or_path")))
     return model == "tiny" or (described.is_file() and json.loads(described.read_text()).get("hidden_size", 0) <= 256)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from retort.agents.chat import Chat
-from retort.algos.config import TrainConfig, load_recipe, preset, resolve
+from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
+from retort.algos.traces import TraceOptions
 from retort.algos.train import silent, train
+from retort.envs.base import content_digest
 from retort.envs.catalogue import make
+from retort.feedback.reprompt import Reprompt
 
 
 def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
@@ -20,12 +23,15 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     """
     # What cannot be made or loaded leaves no folder behind.
     make(config.env, split="train", **config.env_args).close()
+    rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
         Chat.load(config.model)
-    if config.model == "tiny" and load_recipe(config.recipe).rollouts:
-        name = f"cold-start-{config.env.rpartition('/')[2]}-seed{config.seed}"
-        start = cold_start(config, folder.parent / name, watch)
-        config = config.model_copy(update={"model": str(start)})
+        if rollouts and config.traces != TraceOptions():
+            raise ConfigError("traces.* are for sft and for cold-starting the tiny model, and this run does neither")
+    elif rollouts:
+        wanted = cold_config(config)
+        name = f"cold-start-{config.env.rpartition('/')[2]}-seed{config.seed}-{content_digest(dump(wanted))[:8]}"
+        config = config.model_copy(update={"model": str(cold_start(wanted, folder.parent / name, watch))})
     run = Run.create(folder, config)
     train(run, watch)
     return run
@@ -38,15 +44,23 @@ def resume_run(folder: Path, watch: Watch = silent) -> Run:
     return run
 
 
+def cold_config(config: TrainConfig) -> TrainConfig:
+    """How the tiny model is cold-started for a run: the same tasks, seed, device, traces and teacher's format."""
+    base = preset("sft", "tiny")
+    same = {name: getattr(config, name) for name in ("env", "env_args", "seed", "threads")}
+    learner = {**base["learner"], "device": config.learner.device}
+    reprompt = getattr(config.options, "reprompt", Reprompt())
+    options = {"reprompt": reprompt.model_dump()}
+    return resolve({**base, **same, "traces": config.traces.model_dump(), "learner": learner, "options": options})
+
+
 def cold_start(config: TrainConfig, folder: Path, watch: Watch = silent) -> Path:
-    """The checkpoint of a tiny model that imitated traces of the same environment; made, gone on with, or found.
+    """The checkpoint of a finished `cold_config` run: made, gone on with, or found in `folder`.
 
     Raises:
         ConfigError: the folder holds a run of another configuration.
     """
-    shared = {"env": config.env, "env_args": config.env_args, "seed": config.seed, "threads": config.threads}
-    wanted = resolve({**preset("sft", "tiny"), **shared, "concurrency": config.concurrency})
-    run = Run.create_or_open(folder, wanted)
-    if not run.checkpoints() or check(run.checkpoints()[-1]) < run.config.steps:
+    run = Run.create_or_open(folder, config)
+    if not run.checkpoints() or check(run.checkpoints()[-1]) < config.steps:
         train(run, watch)
     return run.checkpoints()[-1]

@@ -108,6 +108,8 @@ class Learner:
         self.device = torch.device(_device(options.device))
         self.model = _prepare(model, options, self.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("expected a model with parameters that learn, found all of them frozen")
         self.optimisers = _optimisers(self.model, options)
         self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self.steps = 0

@@ -5,6 +5,7 @@ Only here does a configuration become objects.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from retort.agents import store
 from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
 from retort.agents.hf import HFPolicy, load_model
@@ -20,7 +22,7 @@ from retort.agents.rollout import Budget, EpisodeRequest, Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
 from retort.algos.base import Recipe, TeacherOptions
-from retort.algos.config import ConfigError, TrainConfig
+from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
 from retort.algos.learner import Learner
 from retort.algos.runs import Run, check
@@ -29,7 +31,8 @@ from retort.algos.traces import examples, texts
 from retort.envs.base import TaskRef
 from retort.envs.catalogue import make
 from retort.feedback.reprompt import Reprompt
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import load_model as load_model_file
 
 Watch = Callable[[str, int, dict[str, Any]], None]
 
@@ -58,17 +61,17 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         torch.set_num_threads(config.threads)
     if config.model == "tiny" and recipe.rollouts:
         raise ConfigError("the tiny model is untrained: cold-start it (retort train sft) and give its checkpoint")
-    played = [] if recipe.rollouts else play_traces(config, watch)
+    played = [] if recipe.rollouts else kept_traces(run, watch)
     reprompt: Reprompt = getattr(config.options, "reprompt", Reprompt())
     folder = config.model
     if config.model == "tiny":
-        folder = str(build(run.folder / "init", texts(played, reprompt), seed=config.seed))
+        folder = str(kept_init(run, texts(played, reprompt)))
     chat = Chat.load(folder)
     learner = Learner(load_model(folder), config.learner)
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
     needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
-    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=2)
+    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=2, arithmetic=learner.arithmetic)
     try:
         if not recipe.rollouts:
             rows = examples(played, chat, config.traces, reprompt, config.seed)
@@ -106,6 +109,23 @@ def training_runner(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator
         runner.close()
 
 
+def kept_traces(run: Run, watch: Watch) -> list[Trajectory]:
+    """The run's expert traces: played once, and read from then on, so that a resumed run imitates the same."""
+    path = run.folder / "traces.parquet"
+    if not path.exists():
+        store.write(path, play_traces(run.config, watch))
+    return store.read(path)
+
+
+def kept_init(run: Run, corpus: list[str]) -> Path:
+    """The run's untrained tiny model and its tokenizer: made once, since ids mean what that tokenizer says."""
+    place, fresh = run.folder / "init", run.folder / ".init.partial"
+    if not place.exists():
+        shutil.rmtree(fresh, ignore_errors=True)
+        build(fresh, corpus, seed=run.config.seed).rename(place)
+    return place
+
+
 def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
     """Episodes that the apprentice plays for real on training tasks, the same for the same seed."""
     chat, options = Chat(ByteTokenizer()), config.traces
@@ -117,7 +137,7 @@ def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
         watch("traces", done, {"total": total})
 
     unlimited = config.model_copy(
-        update={"sampling": config.sampling.model_copy(update={"turn_tokens": 4096, "context_tokens": 65_536})}
+        update={"sampling": SamplingOptions(temperature=1.0, turn_tokens=4096, context_tokens=65_536)}
     )
     with training_runner(unlimited, apprentice(chat, options.skill), chat) as (runner, tasks):
         requests = [
@@ -130,12 +150,12 @@ def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
 
 def save(folder: Path, parts: Parts) -> None:
     """Fills a checkpoint: an ordinary Hugging Face folder, and beside it what the next step needs."""
-    parts.learner.model.save_pretrained(folder)
+    parts.learner.model.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
     parts.chat.save(folder)
     torch.save(parts.learner.state_dict(), folder / "learner.pt")
     for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
         if frozen is not None:
-            save_file(frozen.state_dict(), folder / f"{name}.safetensors")
+            torch.save(frozen.state_dict(), folder / f"{name}.pt")
 
 
 def restore(run: Run, parts: Parts) -> int:
@@ -154,10 +174,10 @@ def restore(run: Run, parts: Parts) -> int:
 
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     else:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        load_model_file(model, folder / "model.safetensors")
     parts.learner.load_state_dict(torch.load(folder / "learner.pt", weights_only=True))
     for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
         if frozen is not None:
-            frozen.load_state_dict(load_file(folder / f"{name}.safetensors"))
+            frozen.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
     parts.policy.version = step
     return step

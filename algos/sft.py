@@ -11,10 +11,13 @@ from __future__ import annotations
 import torch
 from retort.algos.aggregate import token_mean
 from retort.algos.base import Credit, Options, Recipe, Student, Term, TokenBatch
+from retort.feedback.reprompt import Reprompt
 
 
 class SFTOptions(Options):
-    """Nothing to set: every model token counts the same."""
+    """reprompt: the teacher's format, in which a share of the traces is written."""
+
+    reprompt: Reprompt = Reprompt()
 
 
 def credit(batch: TokenBatch, options: SFTOptions) -> Credit:

@@ -10,7 +10,6 @@ Source: Hübotter et al. 2026, arXiv:2601.20802 (SDPO) for the moving average; i
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,15 +28,6 @@ class Teacher:
         self._student = model
         self._updates = 0
         self.model = model if options.kind == "current" else copy.deepcopy(model).requires_grad_(False).eval()
-
-    @property
-    def half_life(self) -> float:
-        """Updates after which half of the teacher is new; infinite for a fixed one, 0 for the current weights."""
-        if self.options.kind == "current":
-            return 0.0
-        if self.options.kind == "fixed" or self.options.rate == 0:
-            return math.inf
-        return self.options.every * math.log(0.5) / math.log1p(-min(self.options.rate, 1 - 1e-9))
 
     @torch.no_grad()
     def score(
@@ -62,10 +52,10 @@ class Teacher:
 
     @torch.no_grad()
     def logp(
-        self, sequences: Sequence[Int64], positions: Sequence[Int64], *, temperature: Sequence[float]
+        self, sequences: Sequence[Int64], positions: Sequence[Int64], *, temperature: Sequence[float], max_tokens: int
     ) -> list[Scored]:
         """Log-probs of a row's own tokens, with nothing privileged before them."""
-        return score_tokens(self.model, sequences, positions, temperature=temperature)
+        return score_tokens(self.model, sequences, positions, temperature=temperature, max_tokens=max_tokens)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -96,14 +96,19 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
             batch = with_proximal(batch, rows, scores)
             if parts.reference is not None:
                 with parts.learner.arithmetic():
-                    told = parts.reference.logp(rows.sequences, rows.positions, temperature=batch.temperature.tolist())
+                    told = parts.reference.logp(
+                        rows.sequences,
+                        rows.positions,
+                        temperature=batch.temperature.tolist(),
+                        max_tokens=config.learner.micro_tokens,
+                    )
                 batch = with_reference(batch, rows, told)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts, trajectories, rows, step)
             with parts.learner.arithmetic():
                 scores = teacher_scores(recipe, config, parts, views, batch)
             batch = with_teacher(batch, views, scores, recipe.channels)
-            metrics |= _coverage(batch)
+            metrics |= _coverage(batch, views)
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
@@ -179,8 +184,12 @@ def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
-def _coverage(batch: TokenBatch) -> dict[str, float]:
+def _coverage(batch: TokenBatch, views: Sequence[TeacherView]) -> dict[str, float]:
     tokens = max(int(batch.mask.sum()), 1)
     gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs()
     covered = int(batch.teacher_mask.any(0).sum()) if batch.teacher_mask.shape[0] else 0
-    return {"sampler_gap_nats": float(gap.max()), "teacher_coverage": covered / tokens}
+    return {
+        "sampler_gap_nats": float(gap.max()),
+        "teacher_coverage": covered / tokens,
+        "context_tokens_cut": sum(view.cut for view in views),
+    }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported: threads that spin while they wait make a busy two-core machine ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Our own bars are enough.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -63,29 +61,33 @@ def check_env_command(env_id: str) -> None:
 @app.command()
 def train(
     recipe: Annotated[str | None, typer.Argument(help="grpo, sdpo, srpo, sft, or a module with a RECIPE.")] = None,
-    env: EnvId = "retort/Shell-v0",
-    model: Annotated[str, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = "tiny",
-    seed: Seed = 0,
+    env: Annotated[str | None, typer.Option(help="Environment id; by default retort/Shell-v0.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Everything random derives from it; by default 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/RECIPE-ENV-seedN.")] = None,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
 ) -> None:
     """Train a policy on its own episodes (or, with sft, on expert traces)."""
-    from retort.algos.config import ConfigError, preset, resolve
+    from retort.algos.config import ConfigError, parse, preset, resolve
     from retort.algos.launch import launch, resume_run
     from retort.progress import Bars, train_table
 
     if resume is not None:
-        if recipe or settings:
-            raise ConfigError("--resume goes on with the run as it was configured: no recipe and no --set beside it")
+        if any(given is not None for given in (recipe, env, model, seed, out)) or settings:
+            raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
         with Bars() as bars:
             run = resume_run(resume, bars)
     elif recipe is None:
         raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
     else:
-        base: dict[str, Any] = {**preset(recipe, model), "env": env, "model": model, "seed": seed}
+        for key, _ in map(parse, settings or ()):
+            if key in ("recipe", "env", "model", "seed"):
+                raise ConfigError(f"--set {key}: expected --{key}, which also names the folder and picks the preset")
+        base: dict[str, Any] = preset(recipe, model or "tiny")
+        base |= {"env": env or "retort/Shell-v0", "seed": seed or 0}
         config = resolve(base, settings or ())
-        folder = out or Path("runs") / f"{recipe}-{env.rpartition('/')[2]}-seed{seed}"
+        folder = out or Path("runs") / f"{recipe}-{config.env.rpartition('/')[2]}-seed{config.seed}"
         with Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))

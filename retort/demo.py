@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from retort.agents.evaluate import Report, evaluate
 from retort.algos.config import preset, resolve
-from retort.algos.launch import cold_start
+from retort.algos.launch import cold_config, cold_start
 from retort.algos.runs import Run, write_json
 from retort.algos.train import train
 from retort.envs.shell_tasks import HELD_OUT
@@ -38,13 +39,16 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
         soft_wrap=True,
     )
     start = time.perf_counter()
-    seconds: dict[str, float] = {}
+    # What an earlier, interrupted or finished, demonstration in this folder has spent already.
+    seconds = read_seconds(out)
     first = resolve({**preset("srpo", "tiny"), "env": ENV, "seed": seed}, settings)
     with Bars() as bars:
-        cold = cold_start(first, out / "cold-start", bars)
-        seconds["cold_start"] = time.perf_counter() - start
+        cold = cold_start(cold_config(first), out / "cold-start", bars)
+        seconds["cold_start"] += time.perf_counter() - start
+        write_json(out / "seconds.json", seconds)
+        start = time.perf_counter()
         before = _evaluate(cold, seed, bars, "before")
-        seconds["eval"] = time.perf_counter() - start - seconds["cold_start"]
+        seconds["eval"] = time.perf_counter() - start
         console.print(
             f"Before training: {before.overall.success:.2f} of unseen tasks solved. Training.",
             markup=False,
@@ -54,7 +58,8 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
         run = Run.create_or_open(out, config)
         start = time.perf_counter()
         trained = train(run, bars)
-        seconds["train"] = time.perf_counter() - start
+        seconds["train"] += time.perf_counter() - start
+        write_json(out / "seconds.json", seconds)
         start = time.perf_counter()
         after = _evaluate(trained, seed, bars, "after")
         seconds["eval"] += time.perf_counter() - start
@@ -75,6 +80,12 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
         soft_wrap=True,
     )
     return summary
+
+
+def read_seconds(out: Path) -> dict[str, float]:
+    """Seconds of each part so far, over all runs of the demonstration in this folder."""
+    kept = out / "seconds.json"
+    return {"cold_start": 0.0, "train": 0.0, "eval": 0.0} if not kept.exists() else json.loads(kept.read_text())
 
 
 def _evaluate(model: Path, seed: int, bars: Bars, name: str) -> Report:

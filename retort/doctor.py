@@ -35,10 +35,13 @@ def _python() -> Finding:
 
 
 def _first_line(*command: str) -> str | None:
-    """The first line that a command prints, or None where it cannot run or fails."""
+    """The first line that a command prints, or None where it cannot run, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return None
     return (done.stdout or done.stderr).strip().partition("\n")[0] if done.returncode == 0 else None
 
 

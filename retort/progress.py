@@ -93,6 +93,10 @@ def report_table(report: Report, title: str) -> Table:
     table.add_section()
     for total in filter(None, (report.overall, report.held_out)):
         table.add_row(total.name, str(total.n), f"{total.success:.3f}", f"{total.stderr:.3f}")
+    for k, some in report.pass_at_k.items():
+        if k > 1:
+            table.add_row(f"pass@{k}", "", f"{some:.3f}", "")
+            table.add_row(f"pass^{k}", "", f"{report.pass_hat_k[k]:.3f}", "")
     table.caption = (
         f"{report.turns:.1f} turns and {report.tokens:.0f} tokens an episode, {report.truncated:.1%} truncated, "
         f"{report.infrastructure_failures} infrastructure failures"

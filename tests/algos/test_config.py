@@ -90,7 +90,6 @@ def test_a_key_of_another_recipe_is_unknown() -> None:
         ("skill=1.5", "traces.skill", "1.5"),
         ("corrected=0.9", "traces", "1.05"),
         ("learner=3", "unknown key 'learner'", "learner.lr"),
-        ("learner.schedule=cosine", "learner", "decay_steps"),
         ("steps", "expected key=value", "'steps'"),
     ],
 )
@@ -224,3 +223,15 @@ def test_a_configuration_does_not_change() -> None:
 def test_shuffled_feedback_needs_another_task() -> None:
     with pytest.raises(ConfigError, match="prompts of at least 2, found 1"):
         resolve({"recipe": "sdpo"}, ["feedback=shuffled", "prompts=1"])
+
+
+def test_a_schedule_ends_with_the_run_unless_told_otherwise() -> None:
+    assert resolve({"recipe": "grpo"}, ["schedule=linear", "steps=7"]).learner.decay_steps == 7
+    assert resolve({"recipe": "grpo"}, ["schedule=linear", "steps=7", "decay_steps=5"]).learner.decay_steps == 5
+    assert resolve(preset("srpo", "tiny"), ["steps=9"]).learner.decay_steps == 9
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+def test_feedback_is_not_steered_where_no_teacher_reads_it(recipe: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipes with a teacher; {recipe} has none"):
+        resolve({"recipe": recipe}, ["feedback=none"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from retort.agents.scoring import score_tokens
 from retort.algos.base import TeacherOptions
 from retort.algos.teacher import Teacher
 from retort.feedback.base import TeacherView
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -58,7 +55,6 @@ def test_fixed_never_moves(values: list[float], every: int) -> None:
     student = Scalar(1.5)
     teacher = Teacher(student, TeacherOptions(kind="fixed", every=every))
     assert moved(teacher, student, values) == [1.5] * len(values)
-    assert teacher.half_life == math.inf
 
 
 def test_current_is_the_student() -> None:
@@ -67,19 +63,7 @@ def test_current_is_the_student() -> None:
     assert teacher.model is student
     assert student.weight.requires_grad
     assert moved(teacher, student, [2.0]) == [2.0]
-    assert teacher.half_life == 0
     assert set(teacher.state_dict()) == {"updates"}
-
-
-@given(rate=st.floats(0.001, 0.5), every=st.integers(1, 3), start=st.floats(-10, 10))
-def test_after_its_half_life_half_is_new(rate: float, every: int, start: float) -> None:
-    student = Scalar(start)
-    teacher = Teacher(student, TeacherOptions(kind="ema", rate=rate, every=every))
-    steps = round(teacher.half_life / every) * every
-    left = (1 - rate) ** (steps / every)
-    assert abs(math.log(left) - math.log(0.5)) <= 0.5 * abs(math.log1p(-rate)) + 1e-9
-    found = moved(teacher, student, [1.0] * steps)
-    assert found[-1] == pytest.approx(1 + left * (start - 1)) if found else True
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
@@ -94,10 +78,10 @@ def test_the_state_comes_back_and_goes_on(kind: str, tmp_path) -> None:
     student = Scalar(0.0)
     straight = Teacher(student, options)
     moved(straight, student, [1.0, 2.0, 3.0])
-    save_file(straight.state_dict(), tmp_path / "teacher.safetensors")
+    torch.save(straight.state_dict(), tmp_path / "teacher.pt")
     other = Scalar(3.0)
     resumed = Teacher(other, options)
-    resumed.load_state_dict(load_file(tmp_path / "teacher.safetensors"))
+    resumed.load_state_dict(torch.load(tmp_path / "teacher.pt", weights_only=True))
     assert resumed.model.weight.item() == straight.model.weight.item()
     assert moved(resumed, other, [4.0, 5.0, 6.0]) == moved(straight, student, [4.0, 5.0, 6.0])
     if kind != "current":
@@ -121,7 +105,7 @@ def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
 
     def expected(model):
         with torch.no_grad():
-            (found,) = score_tokens(model, [ids], [[4, 6]], ids=[support], entropy=True, temperature=[0.7])
+            (found,) = score_tokens(model, [ids], [[4, 6]], ids=[support], entropy=True, temperature=[0.7], max_tokens=64)
         return found
 
     torch.testing.assert_close(scored().logp, expected(make_model(0)).logp)
@@ -129,5 +113,5 @@ def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
     for name in ("logp", "entropy", "ids_logp", "rest_logp"):
         torch.testing.assert_close(getattr(scored(), name), getattr(expected(other), name))
     assert not scored().logp.requires_grad
-    (plain,) = teacher.logp([ids], [np.array([4, 6])], temperature=[0.7])
+    (plain,) = teacher.logp([ids], [np.array([4, 6])], temperature=[0.7], max_tokens=64)
     torch.testing.assert_close(plain.logp, expected(other).logp)

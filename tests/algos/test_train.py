@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from gymnasium.error import ResetNeeded
 from retort.agents import store
 from retort.agents.base import Origin
 from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, resolve
-from retort.algos.launch import resume_run
+from retort.algos.launch import cold_config, launch, resume_run
 from retort.algos.runs import CheckpointError, Run, check
 from retort.algos.setup import assemble
 from retort.algos.train import silent, train, train_step
 from retort.envs.base import Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
 from retort.feedback.base import LeakError
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 FAMILY = {"env_args": {"families": ["delete"]}}
 SECRET = "the word that was asked for is written in the file behind the green door"
@@ -159,7 +161,7 @@ def test_a_killed_run_ends_as_the_one_that_was_not(cold: Path, tmp_path: Path) -
     assert measured(resumed) == measured(straight)
     for path in straight.checkpoints():
         other = resumed.folder / "checkpoints" / path.name
-        for name in ("model.safetensors", "teacher.safetensors"):
+        for name in ("model.safetensors", "teacher.pt"):
             assert (other / name).read_bytes() == (path / name).read_bytes()
 
 
@@ -198,6 +200,63 @@ def test_a_corrupted_checkpoint_is_not_gone_on_with(cold: Path, tmp_path: Path) 
     last.rmdir()
     resume_run(run.folder)
     assert weights(run) == expected
+
+
+def resumed_at(run: Run, step: int) -> bytes:
+    """The last weights of a finished run whose checkpoints after `step` are lost, and which goes on from there."""
+    for path in run.checkpoints():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    resume_run(run.folder)
+    return weights(run)
+
+
+def test_a_model_with_tied_embeddings_goes_on_bit_for_bit(cold: Path, tmp_path: Path) -> None:
+    tied = tmp_path / "tied"
+    shutil.copytree(cold, tied)
+    config = LlamaConfig.from_pretrained(tied, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tied)
+    run = Run.create(tmp_path / "run", configured("srpo", tied, "steps=2"))
+    train(run)
+    assert "lm_head.weight" not in load_file(run.checkpoints()[-1] / "model.safetensors")
+    straight = weights(run)
+    assert straight == resumed_at(run, 1)
+
+
+def test_an_adapter_goes_on_and_is_trained_further(cold: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configured("srpo", cold, "steps=2", "lora_rank=4"))
+    train(run)
+    adapter = (run.checkpoints()[-1] / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run.checkpoints()[-1])
+    resume_run(run.folder)
+    assert (run.checkpoints()[-1] / "adapter_model.safetensors").read_bytes() == adapter
+    further = Run.create(tmp_path / "further", configured("grpo", run.checkpoints()[-1], "steps=1"))
+    train(further)
+    assert weights(further) != (cold / "model.safetensors").read_bytes()
+
+
+def test_half_precision_samples_as_it_scores(cold: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configured("srpo", cold, "steps=1", "dtype=bfloat16"))
+    with pytest.warns(UserWarning, match="slower than float32"):
+        train(run)
+    (line,) = run.metrics()
+    assert 0 < line["sampler_gap_nats"] < 0.3
+    assert not line["skipped"]
+
+
+def test_traces_are_not_asked_of_a_run_that_plays_none(cold: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"traces\.\* are for sft"):
+        launch(configured("grpo", cold, "traces.tasks=7"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cold_start_takes_over_what_the_run_asks_for() -> None:
+    settings = ["traces.tasks=7", "device=cpu", "options.reprompt.feedback_template='{prompt} {text}'"]
+    made = cold_config(configured("srpo", "tiny", *settings))
+    assert (made.recipe, made.traces.tasks, made.learner.device) == ("sft", 7, "cpu")
+    assert made.options.reprompt.feedback_template == "{prompt} {text}"  # type: ignore[attr-defined]
+    assert made.env_args == FAMILY["env_args"]
 
 
 def test_the_untrained_tiny_model_wants_a_cold_start(tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ def test_train_again_resume_and_go_on(trained: Path, tmp_path: Path, here: Here)
     done = retort("train", "--resume", folder)
     assert done.returncode == 0, done.stderr
     assert (last / "model.safetensors").read_bytes() == wanted
-    refused(here("train", "grpo", "--resume", folder), "no recipe and no --set")
+    refused(here("train", "grpo", "--resume", folder), "expected nothing else beside it")
+    refused(here("train", "--resume", folder, "--seed", "1"), "expected nothing else beside it")
+    refused(here("train", "grpo", "--set", "seed=1"), "expected --seed")
     refused(here("train", "--resume", tmp_path), "expected a run folder with config.toml, found none")
     refused(here("train"), "expected a recipe")
 

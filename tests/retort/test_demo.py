@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from retort.algos.config import ConfigError, preset, resolve
+from retort.algos.config import ConfigError, dump, preset, resolve
+from retort.algos.launch import cold_config
 from retort.algos.runs import Run
 from retort.algos.train import train
 from rich.console import Console
@@ -19,7 +20,6 @@ from rich.console import Console
 from retort.demo import ENV, TASKS, run_demo
 
 SETTINGS = ("steps=2", "prompts=4", "group_size=4", "concurrency=16", "checkpoint_every=1", "threads=1")
-SHARED = {"env": ENV, "env_args": {}, "seed": 0, "threads": 1, "concurrency": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,10 @@ def shown(out: Path, *settings: str) -> tuple[dict[str, Any], str]:
 
 def cold_started(out: Path) -> None:
     """A finished cold start where the demo looks for one, its weights from a shorter one."""
+    whole = cold_config(resolve({**preset("srpo", "tiny"), "env": ENV, "seed": 0}, SETTINGS))
     small = {"traces": {"tasks": 300, "per_task": 2}, "steps": 80, "checkpoint_every": 80}
-    weights = train(Run.create(out.parent / "small", resolve({**preset("sft", "tiny"), **SHARED, **small})))
-    run = Run.create(out / "cold-start", resolve({**preset("sft", "tiny"), **SHARED}))
+    weights = train(Run.create(out.parent / "small", resolve({**dump(whole), **small})))
+    run = Run.create(out / "cold-start", whole)
 
     def copy(folder: Path) -> None:
         for path in weights.iterdir():
