@@ -105,7 +105,9 @@ def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
 
     def expected(model):
         with torch.no_grad():
-            (found,) = score_tokens(model, [ids], [[4, 6]], ids=[support], entropy=True, temperature=[0.7], max_tokens=64)
+            (found,) = score_tokens(
+                model, [ids], [[4, 6]], ids=[support], entropy=True, temperature=[0.7], max_tokens=64
+            )
         return found
 
     torch.testing.assert_close(scored().logp, expected(make_model(0)).logp)
