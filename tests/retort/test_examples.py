@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALL = ["traces.tasks=8", "per_task=2", "steps=2", "prompts=2", "group_size=2", "concurrency=4", "threads=1"]
+TRACES = ["traces.tasks=8", "per_task=2"]
+SMALL = ["steps=2", "prompts=2", "group_size=2", "concurrency=4", "threads=1"]
 
 
 def ran(name: str, *arguments: str) -> str:
@@ -29,7 +30,7 @@ def test_an_example_is_short(path: Path) -> None:
 @pytest.mark.slow
 def test_train_and_evaluate(tmp_path: Path) -> None:
     cold = [sys.executable, "-m", "retort", "train", "sft", "--out", str(tmp_path / "cold")]
-    cold += [part for setting in SMALL for part in ("--set", setting)]
+    cold += [part for setting in [*TRACES, *SMALL] for part in ("--set", setting)]
     subprocess.run(cold, capture_output=True, check=True, timeout=250, env={**os.environ, "OMP_NUM_THREADS": "1"})
     model = tmp_path / "cold" / "checkpoints" / "step-000002"
     said = ran("train_shell.py", "--model", str(model), "--out", str(tmp_path / "run"), *SMALL)
