@@ -25,6 +25,7 @@ FIRST_UID = 200_000
 NO_UID: tuple[int | None, socket.socket | None] = (None, None)
 PATH = "/usr/local/bin:/usr/bin:/bin"
 ENV = {"PATH": PATH, "HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
+SCRATCH = ("/dev/shm", "/tmp", "/work")  # the writable places
 ETC = {
     "/etc/passwd": b"agent:x:1000:1000::/work:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
     "/etc/group": b"agent:x:1000:\nnogroup:x:65534:\n",
@@ -190,8 +191,8 @@ def _command(limits: Limits, uid: int | None, channel: int, info: int, files: li
     command += ["--perms", "0644", "--ro-bind-data", str(files[1]), "/etc/init.py"]
     command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     size = ["--size", str(limits.disk_mb * MiB)] if limits.disk_mb is not None else []
-    for place in ("/dev/shm", "/tmp", "/work"):
+    for place in SCRATCH:
         command += ["--perms", "0755", *size, "--tmpfs", place]
     command += ["--chdir", "/work", "--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
-    config = configuration(limits, channel, "/work", ["/work", "/tmp", "/dev/shm"], alone=True, env=ENV)
+    config = configuration(limits, {"fd": channel}, "/work", SCRATCH, alone=True, own_users=True, env=ENV)
     return [*command, PYTHON, "-I", "-S", "/etc/init.py", config]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retort.sandboxes.base import Limits, SandboxStartupError
+from retort.sandboxes.owner import is_dead, owner
 
 ROOT = Path("/sys/fs/cgroup")
 WANTED = ("memory", "pids")
@@ -78,7 +79,7 @@ def make(where: Tree, limits: Limits) -> Group:
         SandboxStartupError: the kernel refused it.
     """
     wanted = [name for name in (*WANTED, "cpu") if name in where.parents and (name != "cpu" or limits.cpus is not None)]
-    name = f"{_owner(os.getpid())}-{next(NUMBERS)}"
+    name = f"{owner()}-{next(NUMBERS)}"
     folders = {controller: where.parents[controller] / "retort" / name for controller in wanted}
     group = Group(where.version, folders)
     try:
@@ -99,9 +100,7 @@ def sweep(where: Tree) -> None:
     """Remove the groups of supervisors that are dead, as far as they are empty."""
     for top in {parent / "retort" for parent in where.parents.values()}:
         for folder in list(top.iterdir()) if top.is_dir() else []:
-            namespace, pid, *_ = [*folder.name.split("-"), "", ""]
-            ours = namespace == _owner(os.getpid()).split("-")[0] and pid.isdigit()
-            if folder.is_dir() and ours and not folder.name.startswith(f"{_owner(int(pid))}-"):
+            if folder.is_dir() and is_dead(folder.name):
                 _remove(folder, None)
 
 
@@ -155,16 +154,6 @@ def _remove(folder: Path, patience_s: float | None) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.002)
-
-
-def _owner(pid: int) -> str:
-    """PID namespace, pid and start time: no two processes ever share it. Empty for a dead process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return f"{namespace}-{pid}-{stat.rpartition(')')[2].split()[19]}"
 
 
 def _writable(folder: Path) -> bool:

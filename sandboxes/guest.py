@@ -307,13 +307,23 @@ class Guest:
 
 
 def configuration(
-    limits: Limits, fd: int, work: str, scratch: Sequence[str], *, alone: bool, env: Mapping[str, str]
+    limits: Limits,
+    channel: Mapping[str, int | str],
+    work: str,
+    scratch: Sequence[str],
+    *,
+    alone: bool,
+    env: Mapping[str, str],
+    own_users: bool = False,
+    bash: Sequence[str] = (),
 ) -> str:
-    """What init is told at its start. Resource limits hold for each process; only NPROC counts them together, and
-    that within one user namespace, so it is for those who are alone in theirs.
+    """What init is told at its start. Resource limits hold for each process; only NPROC counts them together.
+
+    channel: {"fd": inherited} or {"socket": path}. alone: the only user of its PID namespace. own_users: of its user
+    namespace too, which is where NPROC counts. bash: how to start one where the sandbox has none of its own.
     """
     rlimits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 1024, "RLIMIT_MSGQUEUE": 0}
-    if limits.pids is not None and alone:
+    if limits.pids is not None and own_users:
         rlimits["RLIMIT_NPROC"] = limits.pids + 1
     if limits.memory_mb is not None:
         rlimits["RLIMIT_DATA"] = limits.memory_mb * MiB
@@ -322,12 +332,13 @@ def configuration(
         rlimits["RLIMIT_FSIZE"] = min(sizes)
     return json.dumps(
         {
-            "fd": fd,
+            **channel,
             "work": work,
             "scratch": list(scratch),
             "alone": alone,
             "tree_bytes": _tree_bytes(limits),
             "env": dict(env),
+            "bash": list(bash),
             "rlimits": rlimits,
         }
     )

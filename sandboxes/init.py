@@ -1,7 +1,7 @@
 """The first process inside a sandbox: it starts commands, serves files and makes the place clean again.
 
 It runs as a script (`python3 -I -S init.py CONFIG`), needs the standard library alone, and answers one supervisor on
-a private socket, request by request. The commands it starts never get that socket. As PID 1 of its own namespace it
+a private socket (inherited, or connected to by its path), request by request. The commands it starts never get that socket. As PID 1 of its own namespace it
 cannot be killed, stopped or traced from inside; when the socket closes it exits, and the namespace goes with it.
 
 A message is a header (sizes), a JSON object and raw bytes; file descriptors travel beside it.
@@ -75,8 +75,10 @@ class Init:
         self.alone: bool = config["alone"]  # the only user of this PID namespace
         self.tree_bytes: int = config["tree_bytes"]
         self.env: dict[str, str] = config["env"]
+        self.bash: list[str] = config.get("bash", [])  # for images that have none
         self.watched: dict[int, int] = {}  # pid -> pipe that gets its status
         self.proc = os.stat("/proc").st_dev
+        self.oom_score: int = config["oom_score"]
 
     def serve(self) -> None:
         """Answer until the supervisor closes its end."""
@@ -133,20 +135,26 @@ class Init:
         """Start a session of its own; its exit status will be written to a duplicate of `pipe`."""
         os.chdir(os.path.join(self.work, cwd))
         try:
-            program = _find(argv[0], env.get("PATH", ""))
+            try:
+                program = _find(argv[0], env.get("PATH", ""))
+            except FileNotFoundError:
+                if argv[0] != "bash" or not self.bash:
+                    raise
+                program, argv = self.bash[0], [*self.bash, *argv[1:]]
+            self.first_to_go(500)  # when memory runs out, this one goes before init does
             pid = os.posix_spawn(
                 program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=range(1, 32)
             )
         finally:
+            self.first_to_go(0)
             os.chdir("/")
         self.watched[pid] = os.dup(pipe)
-        if self.alone:
-            try:  # when memory runs out, this one goes before init does
-                with open(f"/proc/{pid}/oom_score_adj", "w") as file:
-                    file.write("500")
-            except OSError:
-                pass  # it has ended already
         return pid
+
+    def first_to_go(self, score: int) -> None:
+        """What is started now inherits it: written for a child afterwards, its own children might come first."""
+        if self.alone:
+            os.pwrite(self.oom_score, b"%d" % score, 0)
 
     def execute(
         self, argv: list[str], env: dict[str, str], cwd: str, *, blobs: list[bytes], fds: list[int]
@@ -245,6 +253,16 @@ class Init:
         for folder in self.scratch:
             empty(folder)
         return ({},)
+
+    def oom_kills(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
+        """How many processes the memory limit of this container has killed."""
+        for path in ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events"):
+            try:
+                with open(path) as file:
+                    return (sum(int(line.split()[1]) for line in file if line.startswith("oom_kill ")),)
+            except FileNotFoundError:
+                continue
+        return (0,)
 
     # --- files
 
@@ -411,8 +429,14 @@ def _find(program: str, path: str) -> str:
 
 def main() -> None:
     config = json.loads(sys.argv[1])
-    channel = socket.socket(fileno=config["fd"])
-    channel.set_inheritable(False)
+    if "socket" in config:
+        channel = socket.socket(socket.AF_UNIX)
+        channel.connect(config["socket"])
+    else:
+        channel = socket.socket(fileno=config["fd"])
+        channel.set_inheritable(False)
+    # While it may: what cannot be traced cannot open its own either.
+    config["oom_score"] = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     libc = ctypes.CDLL(None, use_errno=True)
     option, value = (PR_SET_DUMPABLE, 0) if config["alone"] else (PR_SET_CHILD_SUBREAPER, 1)
     if libc.prctl(option, value, 0, 0, 0):

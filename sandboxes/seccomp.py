@@ -1,4 +1,4 @@
-"""The system calls that no sandboxed process may make, as a compiled seccomp filter.
+"""The system calls that no sandboxed process may make: as a compiled seccomp filter, and as Docker's profile.
 
 Everything else is allowed: namespaces, limits and the lack of capabilities hold the rest. Refused calls fail with
 EPERM, or with ENOSYS where programs know to fall back. Calls of another architecture (32-bit, x32) kill the caller.
@@ -7,8 +7,12 @@ EPERM, or with ENOSYS where programs know to fall back. Calls of another archite
 from __future__ import annotations
 
 import errno
+import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from retort.sandboxes.base import SandboxUnavailable
 
@@ -87,6 +91,46 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_INET6 = 10
 
 
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`call` fails with `error` where its argument number `place` is as told; `place` None: always.
+
+    test: NE or EQ or GT `value`, or MASKED_EQ: the bits of `mask` are those of `value`.
+    """
+
+    call: str
+    error: int = errno.EPERM
+    place: int | None = None
+    test: Literal["NE", "EQ", "GT", "MASKED_EQ"] = "EQ"
+    value: int = 0
+    mask: int = 0
+
+
+def rules() -> Iterator[Rule]:
+    """All that is refused."""
+    for name in FORBIDDEN:
+        yield Rule(name)
+    for name in ABSENT:
+        yield Rule(name, errno.ENOSYS)
+    for name in ON_ONESELF:
+        yield Rule(name, place=0, test="NE")
+    yield Rule("setpriority", place=1, test="NE")
+    yield Rule("setpriority", place=0, test="NE")
+    yield Rule("ioprio_set", place=1, test="NE")
+    yield Rule("ioprio_set", place=0, test="NE", value=1)
+    for flag in NEW_NAMESPACES:
+        yield Rule("clone", place=0, test="MASKED_EQ", value=flag, mask=flag)
+    for request in (TIOCSTI, TIOCLINUX):  # the kernel reads 32 bits, so must we
+        yield Rule("ioctl", place=1, test="MASKED_EQ", value=request, mask=0xFFFFFFFF)
+    # Of the families only AF_UNIX (1), AF_INET (2) and AF_INET6: an empty network namespace does not hold AF_VSOCK.
+    for call in ("socket", "socketpair"):
+        for family in range(3, AF_INET6):
+            yield Rule(call, place=0, value=family)
+        yield Rule(call, place=0, test="GT", value=AF_INET6)
+
+
 @cache
 def program() -> bytes:
     """The filter for this machine, as `bwrap --seccomp` takes it.
@@ -100,32 +144,31 @@ def program() -> bytes:
         raise SandboxUnavailable(
             f"seccomp cannot be used ({error}): `apt-get install libseccomp2` and `pip install pyseccomp`"
         ) from error
-    rules = sc.SyscallFilter(sc.ALLOW)
-    forbid, absent = sc.ERRNO(errno.EPERM), sc.ERRNO(errno.ENOSYS)
+    made = sc.SyscallFilter(sc.ALLOW)
     try:
-        for name in FORBIDDEN:
-            rules.add_rule(forbid, name)
-        for name in ABSENT:
-            rules.add_rule(absent, name)
-        for name in ON_ONESELF:
-            rules.add_rule(forbid, name, sc.Arg(0, sc.NE, 0))
-        rules.add_rule(forbid, "setpriority", sc.Arg(1, sc.NE, 0))
-        rules.add_rule(forbid, "setpriority", sc.Arg(0, sc.NE, 0))
-        rules.add_rule(forbid, "ioprio_set", sc.Arg(1, sc.NE, 0))
-        rules.add_rule(forbid, "ioprio_set", sc.Arg(0, sc.NE, 1))
-        for flag in NEW_NAMESPACES:
-            rules.add_rule(forbid, "clone", sc.Arg(0, sc.MASKED_EQ, flag, flag))
-        for request in (TIOCSTI, TIOCLINUX):  # the kernel reads 32 bits, so must we
-            rules.add_rule(forbid, "ioctl", sc.Arg(1, sc.MASKED_EQ, 0xFFFFFFFF, request))
-        # Of the families only AF_UNIX (1), AF_INET (2) and AF_INET6: an empty network namespace does not hold AF_VSOCK.
-        for call in ("socket", "socketpair"):
-            for family in range(3, AF_INET6):
-                rules.add_rule(forbid, call, sc.Arg(0, sc.EQ, family))
-            rules.add_rule(forbid, call, sc.Arg(0, sc.GT, AF_INET6))
+        for rule in rules():
+            values = (rule.mask, rule.value) if rule.test == "MASKED_EQ" else (rule.value,)
+            tests = [] if rule.place is None else [sc.Arg(rule.place, getattr(sc, rule.test), *values)]
+            made.add_rule(sc.ERRNO(rule.error), rule.call, *tests)
     except OSError as error:
         raise SandboxUnavailable(f"libseccomp does not know a call that must be refused: {error}") from error
     fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     with open(fd, "w+b") as file:
-        rules.export_bpf(file)
+        made.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def profile() -> str:
+    """The same filter as JSON, as Docker's `--security-opt seccomp=` takes it."""
+    machine = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}.get(os.uname().machine)
+    listed = []
+    for rule in rules():
+        entry: dict[str, object] = {"names": [rule.call], "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error}
+        if rule.place is not None:
+            values = (rule.mask, rule.value) if rule.test == "MASKED_EQ" else (rule.value, 0)
+            test = {"index": rule.place, "op": f"SCMP_CMP_{rule.test}", "value": values[0], "valueTwo": values[1]}
+            entry["args"] = [test]
+        listed.append(entry)
+    architectures = {"architectures": [machine]} if machine else {}
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", **architectures, "syscalls": listed})

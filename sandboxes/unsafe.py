@@ -37,7 +37,7 @@ class UnsafeSandbox(Guest):
         self.work = os.path.realpath(tempfile.mkdtemp(prefix="retort-unsafe-"))
         ours, theirs = socket.socketpair()
         env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": self.work, "LANG": "C.UTF-8", "PWD": self.work}
-        config = configuration(limits, theirs.fileno(), self.work, [self.work], alone=False, env=env)
+        config = configuration(limits, {"fd": theirs.fileno()}, self.work, [self.work], alone=False, env=env)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", init.__file__, config],
             stdin=subprocess.DEVNULL,

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from retort.sandboxes import cgroups
-from retort.sandboxes.base import Limits
+from retort.sandboxes.base import Limits, SandboxUnavailable
 from retort.sandboxes.bwrap import BwrapSandbox
+from retort.sandboxes.docker import DockerSandbox, engine
+from retort.sandboxes.engine import private_engine
 from retort.sandboxes.guest import Guest
+from retort.sandboxes.images import folder_of_this_machine
 from retort.sandboxes.unsafe import UnsafeSandbox
 
 
@@ -16,12 +21,51 @@ def unsafe(limits: Limits = Limits()) -> Guest:  # noqa: B008 (frozen)
     return UnsafeSandbox(limits, i_understand=True)
 
 
-MAKERS: dict[str, Callable[..., Guest]] = {"bwrap": BwrapSandbox, "unsafe": unsafe}
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """An engine that answers: the machine's, or as root one of our own. As root it fails where none comes up."""
+    try:
+        engine(os.environ.get("DOCKER_HOST", ""))
+    except SandboxUnavailable:
+        if os.geteuid() != 0:
+            pytest.skip("no Docker engine answers, and only root can start one")
+    else:
+        yield os.environ.get("DOCKER_HOST", "")
+        return
+    with tempfile.TemporaryDirectory(prefix="retort-engine-") as folder, private_engine(Path(folder) / "e") as host:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", host)
+            yield host
 
 
-@pytest.fixture(scope="session", params=list(MAKERS))
-def make(request: pytest.FixtureRequest) -> Callable[..., Guest]:
-    return MAKERS[request.param]
+@pytest.fixture(scope="session")
+def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that builds an image of this machine's own programs."""
+    return folder_of_this_machine(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="session")
+def docker(docker_image: Path) -> Callable[..., Guest]:
+    return partial(DockerSandbox, docker_image)
+
+
+@pytest.fixture(scope="session", params=["bwrap", "docker", "unsafe"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def maker(name: str, request: pytest.FixtureRequest) -> Callable[..., Guest]:
+    if name == "docker":
+        found: Callable[..., Guest] = request.getfixturevalue("docker")
+        return found
+    return {"bwrap": BwrapSandbox, "unsafe": unsafe}[name]
+
+
+@pytest.fixture(scope="session")
+def make(backend: str, request: pytest.FixtureRequest) -> Callable[..., Guest]:
+    """Starts a sandbox of each backend."""
+    return maker(backend, request)
 
 
 @pytest.fixture(scope="session")

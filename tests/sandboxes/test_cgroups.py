@@ -7,6 +7,7 @@ from pathlib import Path
 
 from retort.sandboxes import cgroups
 from retort.sandboxes.base import Limits
+from retort.sandboxes.owner import owner
 
 
 def folder(path: Path, subtree: str = "") -> None:
@@ -59,7 +60,7 @@ def test_version_2_settings() -> None:
 
 def test_sweep_removes_only_the_dead(tmp_path: Path) -> None:
     top = tmp_path / "retort"
-    own = cgroups._owner(os.getpid())
+    own = owner()
     namespace, pid, start = own.split("-")
     kept = {f"{own}-0", f"1{namespace}-{pid}-0-0", "theirs"}
     dead = {f"{namespace}-{pid}-{int(start) - 1}-0", f"{namespace}-999999999-5-0"}

@@ -1,0 +1,265 @@
+"""Sandboxes by Docker, for images and for teams that already run an engine.
+
+A container runs our own init, as the bubblewrap sandbox does, from a bundle mounted into it, and the supervisor talks
+to it over a socket that is mounted beside it: a warm command costs a message instead of a `docker exec`. The engine
+must share this machine's file system. The root file system is read-only; /work, /tmp and /dev/shm are sized tmpfs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retort.sandboxes import init, seccomp
+from retort.sandboxes.base import Limits, SandboxError, SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.bundle import bundle
+from retort.sandboxes.guest import Guest, MiB, configuration, demand
+from retort.sandboxes.owner import is_dead, owner
+
+if TYPE_CHECKING:
+    import docker
+
+START_S = 60.0
+UID = 199_000  # nobody's on the host; the same in every container, so that all look alike
+OURS = "/.retort"
+LABEL = "retort.owner"
+PREFIX = "retort-docker-"
+NUMBERS = itertools.count()
+SCRATCH = ("/dev/shm", "/tmp", "/work")
+ENV = {"HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ADVICE = (
+    "`apt-get install docker.io` and start the engine, or set DOCKER_HOST. BwrapSandbox works without one where no "
+    "image is needed"
+)
+
+
+class DockerSandbox(Guest):
+    """A container with a warm init in it.
+
+    image: the name of an image (pulled where it is not here), or a folder with a Dockerfile, which is built.
+
+    Raises:
+        SandboxUnavailable: no engine answers, or the image cannot be had; the message has the engine's words.
+        UnsupportedLimit: this engine cannot enforce a limit.
+        SandboxStartupError: the container did not start.
+    """
+
+    def __init__(self, image: str | Path, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+        self._engine = engine(os.environ.get("DOCKER_HOST", ""))
+        self._layers = _layers(limits, self._engine.info())
+        sweep(self._engine)
+        image = build(self._engine, image) if isinstance(image, Path) else image
+        with _listener() as (listener, place):
+            self._container = _create(self._engine, image, limits, place)
+            try:
+                self._container.start()
+                ours = _accept(listener, self._container)
+                ours.settimeout(START_S)
+                init.receive(ours, MiB)
+            except BaseException as error:
+                words = self._words()
+                self._kill()
+                if not isinstance(error, _failures()):
+                    raise
+                raise SandboxStartupError(f"the container of {image} did not start: {words or error}") from error
+        super().__init__(limits, ours)
+
+    def _words(self) -> str:
+        """What the container printed: a few lines, where it is still there to ask."""
+        with contextlib.suppress(*_failures()):
+            said: bytes = self._container.logs(tail=20)
+            return said.decode(errors="replace").strip()
+        return ""
+
+    def _kill(self) -> None:
+        from docker.errors import APIError, NotFound
+
+        try:
+            self._container.remove(force=True, v=True)
+        except NotFound:
+            pass  # it has gone by itself, as it does when its socket closes
+        except APIError as error:
+            if error.status_code != 409:  # its removal is on the way
+                raise SandboxError(f"the engine did not remove a container: {error}") from error
+            with contextlib.suppress(NotFound):
+                self._container.wait(condition="removed", timeout=START_S)
+
+    def _oom_kills(self) -> int:
+        count: int = self._ask("oom_kills")[0]
+        return count
+
+    def capabilities(self) -> Mapping[str, str]:
+        return dict(self._layers)
+
+
+@cache
+def engine(host: str) -> docker.DockerClient:
+    """The engine that the environment names, once for each value of DOCKER_HOST.
+
+    Raises:
+        SandboxUnavailable: the package is missing, or nothing answers.
+    """
+    try:
+        import docker
+    except ImportError as error:
+        raise SandboxUnavailable("the docker package is missing: `pip install 'retort-rl[docker]'`") from error
+    try:
+        client = docker.from_env()
+        client.ping()
+    except (docker.errors.DockerException, OSError) as error:
+        raise SandboxUnavailable(f"no Docker engine answers ({error}): {ADVICE}") from error
+    return client
+
+
+def build(client: docker.DockerClient, folder: Path) -> str:
+    """The name of the image that a folder with a Dockerfile describes; built once for each content.
+
+    Raises:
+        SandboxUnavailable: there is no Dockerfile, or it cannot be built; the message has the end of what was said.
+    """
+    from docker.errors import APIError, BuildError, ImageNotFound
+
+    if not (folder / "Dockerfile").is_file():
+        raise SandboxUnavailable(f"{folder}: expected a folder with a Dockerfile")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()):
+        data = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        digest.update(repr((str(path.relative_to(folder)), path.lstat().st_mode, len(data))).encode() + data)
+    name = f"retort-built:{digest.hexdigest()[:16]}"
+    try:
+        client.images.get(name)
+    except ImageNotFound:
+        try:
+            client.images.build(path=str(folder), tag=name, rm=True, forcerm=True)
+        except BuildError as error:
+            said = "".join(str(line.get("stream", "")) for line in error.build_log)
+            raise SandboxUnavailable(f"{folder} cannot be built: {error}\n{said[-2000:]}") from error
+        except APIError as error:
+            raise SandboxUnavailable(f"{folder} cannot be built: {error}") from error
+    return name
+
+
+def sweep(client: docker.DockerClient) -> None:
+    """Remove what dead supervisors of this machine left behind: containers, and folders of sockets."""
+    from docker.errors import APIError
+
+    for found in client.api.containers(all=True, filters={"label": LABEL}):
+        if is_dead(found["Labels"][LABEL]):
+            with contextlib.suppress(APIError):  # another supervisor sweeps too
+                client.api.remove_container(found["Id"], force=True, v=True)
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if is_dead(folder.name.removeprefix(PREFIX)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path) -> Any:
+    from docker.errors import APIError, DockerException, ImageNotFound
+    from docker.types import Mount
+
+    try:
+        found = client.images.get(image)
+    except ImageNotFound:
+        try:
+            found = client.images.pull(image)
+        except DockerException as error:
+            raise SandboxUnavailable(f"the image {image!r} is not here and cannot be pulled: {error}") from error
+    made = bundle()
+    own = dict(line.partition("=")[::2] for line in found.attrs["Config"].get("Env") or [])
+    size = f",size={limits.disk_mb}m" if limits.disk_mb is not None else ""
+    inodes = f",nr_inodes={max(1024, limits.disk_mb * 256)}" if limits.disk_mb is not None else ""
+    told = configuration(
+        limits,
+        {"socket": f"{OURS}-socket/s"},
+        "/work",
+        SCRATCH,
+        alone=True,
+        env={"PATH": PATH} | own | ENV,
+        bash=made.command(OURS, "bash"),
+    )
+    try:
+        return client.containers.create(
+            found.id,
+            entrypoint=[*made.command(OURS, "python3"), "-I", "-S", f"{OURS}/init.py", told],
+            command=[],
+            user=f"{UID}:{UID}",
+            working_dir="/",
+            hostname="sandbox",
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
+            tmpfs={path: f"rw,exec,nosuid,nodev,mode=0755,uid={UID},gid={UID}{size}{inodes}" for path in SCRATCH},
+            mounts=[
+                Mount(OURS, str(made.folder), type="bind", read_only=True),
+                Mount(f"{OURS}-socket", str(place), type="bind", read_only=True),
+            ],
+            mem_limit=f"{limits.memory_mb}m" if limits.memory_mb is not None else None,
+            memswap_limit=f"{limits.memory_mb}m" if limits.memory_mb is not None else None,
+            pids_limit=limits.pids + 1 if limits.pids is not None else None,
+            nano_cpus=round(limits.cpus * 1e9) if limits.cpus is not None else None,
+            healthcheck={"test": ["NONE"]},
+            labels={LABEL: owner()},
+            log_config={"type": "json-file", "config": {"max-size": "64k"}},
+            auto_remove=True,
+        )
+    except APIError as error:
+        raise SandboxStartupError(f"the engine refused a container of {image}: {error}") from error
+
+
+@contextlib.contextmanager
+def _listener() -> Iterator[tuple[socket.socket, Path]]:
+    """A socket to wait at, and the folder that holds it; nobody but the engine can reach through the one above."""
+    top = Path(tempfile.gettempdir()) / f"{PREFIX}{owner()}-{next(NUMBERS)}"
+    top.mkdir(mode=0o700)
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            (place := top / "in").mkdir()
+            listener.bind(str(place / "s"))
+            place.chmod(0o755)
+            (place / "s").chmod(0o666)
+            listener.listen(1)
+            yield listener, place
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def _accept(listener: socket.socket, container: Any) -> socket.socket:
+    """The init's connection. Raises SandboxStartupError when the container ends first, or at `START_S`."""
+    listener.settimeout(0.25)
+    for _ in range(round(START_S / 0.25)):
+        try:
+            return listener.accept()[0]
+        except TimeoutError:
+            container.reload()
+            if container.status not in ("created", "running"):
+                break
+    raise SandboxStartupError("its init did not answer; does the engine share this machine's file system?")
+
+
+@cache
+def _failures() -> tuple[type[Exception], ...]:
+    from docker.errors import DockerException
+
+    return (DockerException, SandboxError, OSError, EOFError, ValueError)
+
+
+def _layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
+    """What holds here. Raises UnsupportedLimit for a demand that this engine cannot meet."""
+    layers = dict.fromkeys(("namespaces", "network", "capabilities dropped", "uid", "read-only root"), "active")
+    filtered = any("seccomp" in option for option in info.get("SecurityOptions") or [])
+    layers["seccomp"] = "active" if filtered else "inactive: this engine was built without it"
+    layers["disk_mb"] = "active" if limits.disk_mb is not None else "inactive: not asked for"
+    for name, feature in (("memory_mb", "MemoryLimit"), ("pids", "PidsLimit"), ("cpus", "CpuCfsQuota")):
+        held = bool(info.get(feature)) and getattr(limits, name) is not None
+        layers[name] = "active" if held else demand(limits, name, f"the engine reports no {feature}")
+    return layers
