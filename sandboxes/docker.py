@@ -15,7 +15,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,44 +54,38 @@ class DockerSandbox(Guest):
     """
 
     def __init__(self, image: str | Path, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
-        self._engine = engine(os.environ.get("DOCKER_HOST", ""))
-        self._layers = _layers(limits, self._engine.info())
-        sweep(self._engine)
-        image = build(self._engine, image) if isinstance(image, Path) else image
-        with _listener() as (listener, place):
-            self._container = _create(self._engine, image, limits, place)
+        with engine() as client, _listener() as (listener, place):
+            self._layers = _layers(limits, client.info())
+            sweep(client)
+            image = build(client, image) if isinstance(image, Path) else image
+            container = _create(client, image, limits, place)
+            self._id: str = container.id
             try:
-                self._container.start()
-                ours = _accept(listener, self._container)
+                container.start()
+                ours = _accept(listener, container)
                 ours.settimeout(START_S)
                 init.receive(ours, MiB)
             except BaseException as error:
-                words = self._words()
+                words = _words(container)
                 self._kill()
                 if not isinstance(error, _failures()):
                     raise
                 raise SandboxStartupError(f"the container of {image} did not start: {words or error}") from error
         super().__init__(limits, ours)
 
-    def _words(self) -> str:
-        """What the container printed: a few lines, where it is still there to ask."""
-        with contextlib.suppress(*_failures()):
-            said: bytes = self._container.logs(tail=20)
-            return said.decode(errors="replace").strip()
-        return ""
-
     def _kill(self) -> None:
         from docker.errors import APIError, NotFound
 
-        try:
-            self._container.remove(force=True, v=True)
-        except NotFound:
-            pass  # it has gone by itself, as it does when its socket closes
-        except APIError as error:
-            if error.status_code != 409:  # its removal is on the way
-                raise SandboxError(f"the engine did not remove a container: {error}") from error
-            with contextlib.suppress(NotFound):
-                self._container.wait(condition="removed", timeout=START_S)
+        with engine() as client:
+            try:
+                client.api.remove_container(self._id, force=True, v=True)
+            except NotFound:
+                pass  # it has gone by itself, as it does when its socket closes
+            except APIError as error:
+                if error.status_code != 409:  # its removal is on the way
+                    raise SandboxError(f"the engine did not remove a container: {error}") from error
+                with contextlib.suppress(NotFound):
+                    client.api.wait(self._id, condition="removed", timeout=START_S)
 
     def _oom_kills(self) -> int:
         count: int = self._ask("oom_kills")[0]
@@ -102,9 +95,9 @@ class DockerSandbox(Guest):
         return dict(self._layers)
 
 
-@cache
-def engine(host: str) -> docker.DockerClient:
-    """The engine that the environment names, once for each value of DOCKER_HOST.
+@contextlib.contextmanager
+def engine() -> Iterator[docker.DockerClient]:
+    """The engine that the environment names (DOCKER_HOST, or the usual socket), as long as it is needed.
 
     Raises:
         SandboxUnavailable: the package is missing, or nothing answers.
@@ -118,7 +111,8 @@ def engine(host: str) -> docker.DockerClient:
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
         raise SandboxUnavailable(f"no Docker engine answers ({error}): {ADVICE}") from error
-    return client
+    with contextlib.closing(client):
+        yield client
 
 
 def build(client: docker.DockerClient, folder: Path) -> str:
@@ -246,7 +240,14 @@ def _accept(listener: socket.socket, container: Any) -> socket.socket:
     raise SandboxStartupError("its init did not answer; does the engine share this machine's file system?")
 
 
-@cache
+def _words(container: Any) -> str:
+    """What the container printed: a few lines, where it is still there to ask."""
+    with contextlib.suppress(*_failures()):
+        said: bytes = container.logs(tail=20)
+        return said.decode(errors="replace").strip()
+    return ""
+
+
 def _failures() -> tuple[type[Exception], ...]:
     from docker.errors import DockerException
 
