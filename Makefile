@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install sandbox demo test lint bench clean
+.PHONY: install sandbox docker demo test lint bench clean
 
 install: sandbox $(VENV)/installed
 
@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docker,dev]'
 	@touch $@
 
 # The sandbox needs bubblewrap, and a system Python and libseccomp beside it; Debian has all three.
@@ -26,10 +26,19 @@ sandbox:
 		echo "Without it only sandbox=unsafe works, which isolates nothing."; \
 	fi
 
+# The tests need a Docker engine: one that runs, or as root the programs to start one of their own.
+docker:
+	@if command -v dockerd >/dev/null || docker version >/dev/null 2>&1; then :; \
+	elif [ -n "$(ROOT)" ]; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io; \
+	else \
+		echo "no Docker engine: 'sudo apt-get install docker.io' (Debian, Ubuntu); its tests will be skipped."; \
+	fi
+
 demo: install
 	$(BIN)/retort demo --seed $(SEED)
 
-test: install
+test: install docker
 	$(BIN)/python -m pytest
 
 lint: install

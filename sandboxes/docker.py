@@ -192,7 +192,7 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
             read_only=True,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
-            tmpfs={path: f"rw,exec,nosuid,nodev,mode=0755,uid={UID},gid={UID}{size}{inodes}" for path in SCRATCH},
+            tmpfs=dict.fromkeys(SCRATCH, f"rw,exec,nosuid,nodev,mode=0755,uid={UID},gid={UID}{size}{inodes}"),
             mounts=[
                 Mount(OURS, str(made.folder), type="bind", read_only=True),
                 Mount(f"{OURS}-socket", str(place), type="bind", read_only=True),

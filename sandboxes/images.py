@@ -14,18 +14,16 @@ from pathlib import Path
 from retort.sandboxes.base import SandboxUnavailable
 from retort.sandboxes.bundle import libraries
 
-COREUTILS = (
-    "basename cat chmod chown cp cut date dd df dirname echo env false head hostname id install ln ls mkdir mkfifo mknod "
-    "mktemp mv nice nohup od pwd readlink realpath rm rmdir seq sha256sum sleep sort stat sync tail tee test timeout "
-    "touch tr true truncate tty uname uniq wc yes [ printf"
-).split()
-TOOLS = (
-    "awk bash cmp diff egrep find grep gzip kill less mount ps python3 prlimit renice sed setsid sh stty tar taskset "
-    "tput unshare vi xargs"
-).split()
+PROGRAMS = """
+    basename cat chmod chown cp cut date dd df dirname echo env false head hostname id install ln ls mkdir mkfifo mknod
+    mktemp mv nice nohup od pwd readlink realpath rm rmdir seq sha256sum sleep sort stat sync tail tee test timeout
+    touch tr true truncate tty uname uniq wc yes [ printf
+    awk bash cmp diff egrep find grep gzip kill less mount ps python3 prlimit renice sed setsid sh stty tar taskset tput
+    unshare vi xargs
+"""
 
 
-def folder_of_this_machine(folder: Path, programs: Sequence[str] = (*COREUTILS, *TOOLS)) -> Path:
+def folder_of_this_machine(folder: Path, programs: Sequence[str] = tuple(PROGRAMS.split())) -> Path:
     """Fills `folder` with a Dockerfile and what it adds: these programs as far as they are here, and their libraries.
 
     python3 comes with its standard library. About 60 MB. Returns `folder`, which `DockerSandbox` takes as an image.

@@ -1,8 +1,9 @@
 """The first process inside a sandbox: it starts commands, serves files and makes the place clean again.
 
 It runs as a script (`python3 -I -S init.py CONFIG`), needs the standard library alone, and answers one supervisor on
-a private socket (inherited, or connected to by its path), request by request. The commands it starts never get that socket. As PID 1 of its own namespace it
-cannot be killed, stopped or traced from inside; when the socket closes it exits, and the namespace goes with it.
+a private socket, inherited or connected to by its path, request by request. The commands it starts never get that
+socket. As PID 1 of its own namespace it cannot be killed, stopped or traced from inside; when the socket closes it
+exits, and the namespace goes with it.
 
 A message is a header (sizes), a JSON object and raw bytes; file descriptors travel beside it.
 """
@@ -22,6 +23,7 @@ import stat
 import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -228,13 +230,15 @@ class Init:
         return found
 
     def end_session(self, session: int, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
-        """Kill a shell and its jobs, stopped and nohup'd ones too."""
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                if os.getsid(int(name)) == session:
-                    os.kill(int(name), signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+        """Kill a shell and its jobs, stopped and nohup'd ones too, and see them gone."""
+        deadline = time.monotonic() + 1
+        while (living := in_session(session)) and time.monotonic() < deadline:
+            for pid in living:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            time.sleep(0.0005)
         return ({},)
 
     def kill_foreground(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
@@ -356,6 +360,20 @@ class Init:
                 os.chmod(path, mode)
             os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
         return ({},)
+
+
+def in_session(session: int) -> list[int]:
+    """The pids of a session that are not dead yet."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stat_file:
+                state, _, _, of = stat_file.read().rpartition(b")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(of) == session and state not in (b"Z", b"X"):
+            found.append(int(name))
+    return found
 
 
 def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,4 +1,4 @@
-"""Whose something is: names that tell a live supervisor from a dead one, so that a reaper takes nothing of the living."""
+"""Names that tell a live supervisor from a dead one, so that a reaper takes nothing of the living."""
 
 from __future__ import annotations
 

@@ -91,8 +91,6 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_INET6 = 10
 
 
-
-
 @dataclass(frozen=True)
 class Rule:
     """`call` fails with `error` where its argument number `place` is as told; `place` None: always.

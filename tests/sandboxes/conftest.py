@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from retort.sandboxes import cgroups
-from retort.sandboxes.base import Limits, SandboxUnavailable
+from retort.sandboxes.base import Limits, SandboxClosed, SandboxUnavailable
 from retort.sandboxes.bwrap import BwrapSandbox
 from retort.sandboxes.docker import DockerSandbox, engine
 from retort.sandboxes.engine import private_engine
@@ -33,10 +33,13 @@ def docker_host() -> Iterator[str]:
     else:
         yield os.environ.get("DOCKER_HOST", "")
         return
-    with tempfile.TemporaryDirectory(prefix="retort-engine-") as folder, private_engine(Path(folder) / "e") as host:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DOCKER_HOST", host)
-            yield host
+    with (
+        tempfile.TemporaryDirectory(prefix="retort-engine-") as folder,
+        private_engine(Path(folder) / "e") as host,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("DOCKER_HOST", host)
+        yield host
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +95,43 @@ def _shared_bwrap() -> Iterator[BwrapSandbox]:
 def bwrap(_shared_bwrap: BwrapSandbox) -> BwrapSandbox:
     _shared_bwrap.reset()
     return _shared_bwrap
+
+
+@pytest.fixture(scope="session", params=["bwrap", "docker"])
+def fence(request: pytest.FixtureRequest) -> Callable[..., Guest]:
+    """Starts a sandbox of each backend that isolates."""
+    return maker(request.param, request)
+
+
+@pytest.fixture(scope="session")
+def _fenced(fence: Callable[..., Guest]) -> Iterator[Guest]:
+    with fence() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def fenced(_fenced: Guest) -> Guest:
+    """One warm sandbox of each backend that isolates, clean for each test."""
+    _fenced.reset()
+    return _fenced
+
+
+@pytest.fixture(scope="session")
+def _little(fence: Callable[..., Guest]) -> Iterator[list[Guest]]:
+    made: list[Guest] = []
+    yield made
+    for sandbox in made:
+        sandbox.close()
+
+
+@pytest.fixture
+def fenced_in_little(fence: Callable[..., Guest], _little: list[Guest]) -> Guest:
+    """As `fenced`, with small limits; a new one where an attack has ended the last."""
+    try:
+        _little[-1].reset()
+    except (IndexError, SandboxClosed):
+        _little.append(fence(Limits(memory_mb=96, pids=64, disk_mb=16, output_bytes=10_000)))
+    return _little[-1]
 
 
 @pytest.fixture
