@@ -10,7 +10,7 @@ of the agent has been ended, so nothing of the agent's takes part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +18,10 @@ from gymnasium.error import ResetNeeded
 from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, UsageError, nearest
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import ExecResult, FileState, Limits, Sandbox, SandboxClosed, Terminal
+from retort.sandboxes.named import NAMES, is_name, open_sandbox
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
-
-
-def _bwrap(wall_s: float) -> Sandbox:
-    from retort.sandboxes.bwrap import BwrapSandbox
-
-    return BwrapSandbox(limits=Limits(wall_s=wall_s))
-
-
-def _unsafe(wall_s: float) -> Sandbox:
-    from retort.sandboxes.unsafe import UnsafeSandbox
-
-    return UnsafeSandbox(i_understand=True, limits=Limits(wall_s=wall_s))
-
-
-SANDBOXES: Mapping[str, Callable[[float], Sandbox]] = {"bwrap": _bwrap, "unsafe": _unsafe}
 
 
 @dataclass(frozen=True)
@@ -61,8 +47,9 @@ class Grade:
 class ShellEnv(TextEnv):
     """Small jobs on files, done by shell commands.
 
-    split: "train", "validation" or "test". sandbox: "bwrap", or "unsafe", which runs the agent's commands on this
-    machine with nothing around them: naming it is the acknowledgement. max_turns: actions in an episode, the last word
+    split: "train", "validation" or "test". sandbox: "bwrap", "docker:IMAGE" (a name, or the path of a folder with a
+    Dockerfile), or "unsafe", which runs the agent's commands on this machine with nothing around them: naming it is the
+    acknowledgement. max_turns: actions in an episode, the last word
     included. families: which of `FAMILIES`; None is all that the split has (`HELD_OUT` is never in training).
     observation_chars: terminal output shown after a command; None leaves it to the task. explain: the first observation
     also says how to act, for models that were not taught. command_s: seconds before a command is ended.
@@ -86,8 +73,8 @@ class ShellEnv(TextEnv):
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
-        if sandbox not in SANDBOXES:
-            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), SANDBOXES)}")
+        if not is_name(str(sandbox)):
+            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), NAMES)}")
         for name, value in (
             ("max_turns", max_turns),
             ("observation_chars", observation_chars),
@@ -185,7 +172,7 @@ class ShellEnv(TextEnv):
                 return self._room
             except SandboxClosed:
                 self._room.close()
-        self._room = SANDBOXES[self.sandbox](self.command_s)
+        self._room = open_sandbox(self.sandbox, Limits(wall_s=self.command_s))
         return self._room
 
     def _run(self, terminal: Terminal, action: str) -> str:
