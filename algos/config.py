@@ -150,13 +150,13 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
     if not _is_small(model):
         rate = 1e-6 if rollouts else 1e-5
         return {**common, "learner": {"lr": rate}, "sampling": {"turn_tokens": 256, "context_tokens": 4096}}
-    traces = {"tasks": 7000, "per_task": 2}
+    traces = {"tasks": 5500, "per_task": 2, "skill": 0.38}
     if rollouts:
         muon = {"optimiser": "muon", "lr": 3e-3, "schedule": "linear"}
         start = {"traces": traces} if model == "tiny" else {}
-        return {**common, **start, "steps": 120, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
-    muon = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3}
-    size = {"steps": 1100, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
+        return {**common, **start, "steps": 80, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
+    muon = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3, "schedule": "linear"}
+    size = {"steps": 1000, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
     return {**common, **size, "learner": muon, "traces": traces}
 
 
