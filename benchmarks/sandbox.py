@@ -1,27 +1,63 @@
 """What sandboxes cost: start, reset, a terminal's round trip, and warm episodes at several numbers of slots.
 
-Usage: python benchmarks/sandbox.py [bwrap|unsafe] [seconds per episode measurement]
+Usage: python benchmarks/sandbox.py [bwrap|docker|unsafe] [seconds per episode measurement]
 
-An episode: reset, three files written, three commands, the tree read. CPU is that of the supervisor, in cores.
+An episode: reset, three files written, three commands, the tree read. CPU is that of the supervisor, in cores. Docker
+runs an image of this machine's own programs, on an engine of its own where none answers, and a plain `docker exec` in
+the same image is measured beside.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import measure
-from retort.sandboxes.base import Sandbox
-from retort.sandboxes.bwrap import BwrapSandbox
+from retort.sandboxes.base import Limits, Sandbox, SandboxUnavailable
+from retort.sandboxes.docker import build, engine
+from retort.sandboxes.engine import private_engine
+from retort.sandboxes.images import folder_of_this_machine
+from retort.sandboxes.named import open_sandbox
 from retort.sandboxes.pool import Pool
-from retort.sandboxes.unsafe import UnsafeSandbox
 
-MAKERS: dict[str, Callable[[], Sandbox]] = {"bwrap": BwrapSandbox, "unsafe": lambda: UnsafeSandbox(i_understand=True)}
+NAMES = ("bwrap", "docker", "unsafe")
 SLOTS = (1, 4, 32)
+
+
+@contextmanager
+def named(name: str) -> Iterator[str]:
+    """The name that `open_sandbox` takes; for docker an image is made, and an engine started where none answers."""
+    if name != "docker":
+        yield name
+        return
+    with tempfile.TemporaryDirectory(prefix="retort-bench-") as folder:
+        image = folder_of_this_machine(Path(folder) / "image")
+        try:
+            with engine():
+                pass
+            yield f"docker:{image}"
+        except SandboxUnavailable:
+            with private_engine(Path(folder) / "engine") as host:
+                os.environ["DOCKER_HOST"] = host
+                yield f"docker:{image}"
+
+
+def plain_docker_exec(image: Path, times: int) -> list[float]:
+    """Seconds of `docker exec CONTAINER true` through the SDK, as others do it."""
+    with engine() as client:
+        container = client.containers.run(build(client, image), ["sleep", "1000"], detach=True, network_mode="none")
+        try:
+            return timed(lambda: container.exec_run(["true"]), times)
+        finally:
+            container.remove(force=True)
 
 
 def timed(action: Callable[[], object], times: int) -> list[float]:
@@ -74,9 +110,16 @@ def episodes(make: Callable[[], Sandbox], slots: int, seconds: float) -> tuple[f
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "bwrap"
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
-    if name not in MAKERS:
-        sys.exit(f"unknown backend {name!r}; expected one of {', '.join(MAKERS)}")
-    make = MAKERS[name]
+    if name not in NAMES:
+        sys.exit(f"unknown backend {name!r}; expected one of {', '.join(NAMES)}")
+    with named(name) as full:
+        measure_all(full, seconds)
+
+
+def measure_all(name: str, seconds: float) -> None:
+    def make() -> Sandbox:
+        return open_sandbox(name, Limits())
+
     rows: list[tuple[object, ...]] = []
 
     def row(label: str, taken: list[float]) -> None:
@@ -97,7 +140,9 @@ def main() -> None:
             sandbox.open_terminal().run("echo hi")
 
         row("reset + one command", timed(reset_and_command, 200))
-    measure.table((f"{name}, ms", "p50", "p95"), rows)
+    if name.startswith("docker:"):
+        row("a plain docker exec true", plain_docker_exec(Path(name.partition(":")[2]), 20))
+    measure.table((f"{name.partition(':')[0]}, ms", "p50", "p95"), rows)
     found = {slots: episodes(make, slots, seconds) for slots in SLOTS}
     measure.table(
         ("slots, warm", "episodes/s", "ratio to one slot", "cores here"),

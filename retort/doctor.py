@@ -102,9 +102,19 @@ def _gpu() -> Finding:
 
 
 def _docker() -> Finding:
-    found = _first_line("docker", "version", "--format", "engine {{.Server.Version}}")
-    advice = "apt-get install docker.io and start the engine; no built-in environment needs it"
-    return Finding("docker", found is not None, found or "no engine answers", "" if found else advice)
+    from retort.sandboxes.base import Limits, SandboxError
+    from retort.sandboxes.docker import engine, layers
+
+    try:
+        with engine() as client:
+            held = layers(Limits(), client.info())
+            number = client.version()["Version"]
+    except SandboxError as error:
+        return Finding("docker", False, "no engine answers", f"{error}; no built-in environment needs it")
+    asked = {name: state for name, state in held.items() if "not asked for" not in state}
+    missing = "; ".join(f"{name} {state}" for name, state in asked.items() if state != "active")
+    active = ", ".join(name for name, state in asked.items() if state == "active")
+    return Finding("docker", True, f"engine {number}: {active}", missing)
 
 
 def _vllm() -> Finding:

@@ -55,7 +55,7 @@ class DockerSandbox(Guest):
 
     def __init__(self, image: str | Path, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
         with engine() as client, _listener() as (listener, place):
-            self._layers = _layers(limits, client.info())
+            self._layers = layers(limits, client.info())
             sweep(client)
             image = build(client, image) if isinstance(image, Path) else image
             container = _create(client, image, limits, place)
@@ -254,13 +254,13 @@ def _failures() -> tuple[type[Exception], ...]:
     return (DockerException, SandboxError, OSError, EOFError, ValueError)
 
 
-def _layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
+def layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
     """What holds here. Raises UnsupportedLimit for a demand that this engine cannot meet."""
-    layers = dict.fromkeys(("namespaces", "network", "capabilities dropped", "uid", "read-only root"), "active")
+    found = dict.fromkeys(("namespaces", "network", "capabilities dropped", "uid", "read-only root"), "active")
     filtered = any("seccomp" in option for option in info.get("SecurityOptions") or [])
-    layers["seccomp"] = "active" if filtered else "inactive: this engine was built without it"
-    layers["disk_mb"] = "active" if limits.disk_mb is not None else "inactive: not asked for"
+    found["seccomp"] = "active" if filtered else "inactive: this engine was built without it"
+    found["disk_mb"] = "active" if limits.disk_mb is not None else "inactive: not asked for"
     for name, feature in (("memory_mb", "MemoryLimit"), ("pids", "PidsLimit"), ("cpus", "CpuCfsQuota")):
         held = bool(info.get(feature)) and getattr(limits, name) is not None
-        layers[name] = "active" if held else demand(limits, name, f"the engine reports no {feature}")
-    return layers
+        found[name] = "active" if held else demand(limits, name, f"the engine reports no {feature}")
+    return found
