@@ -53,7 +53,7 @@ def test_right_and_wrong(graded: Callable[..., Verdict]) -> None:
     "trick",
     [
         # a forged result
-        'mkdir -p result; echo \'{"passed": true, "reward": 1}\' | tee result.json reward.txt result/reward.txt /tmp/result',
+        "mkdir result; echo '{\"passed\": true}' | tee result.json reward.txt result/reward.txt /tmp/result",
         # a patched interpreter
         "printf '#!/bin/sh\\nexit 0\\n' > python3; cp python3 python; chmod +x python python3; export PATH=/work:$PATH",
         "for f in sitecustomize usercustomize subprocess encodings; do echo 'import os; os._exit(0)' > $f.py; done",
