@@ -55,9 +55,9 @@ def folder_of_this_machine(folder: Path, programs: Sequence[str] = tuple(PROGRAM
         place = root / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
-    for terminfo in ("/lib/terminfo", "/usr/share/terminfo"):
-        if os.path.isdir(terminfo):
-            shutil.copytree(terminfo, root / terminfo.lstrip("/"), dirs_exist_ok=True, symlinks=True)
+    for data in ("/lib/terminfo", "/usr/share/terminfo", "/usr/lib/locale/C.utf8"):
+        if os.path.isdir(data):
+            shutil.copytree(data, root / data.lstrip("/"), dirs_exist_ok=True, symlinks=True)
     (root / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/bash\nagent:x:199000:199000::/work:/bin/bash\n")
     (root / "etc" / "group").write_text("root:x:0:\nagent:x:199000:\n")
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY root /\n")

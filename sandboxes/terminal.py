@@ -131,11 +131,7 @@ class BashTerminal:
         self._check()
         if _readable(self._status, 0):
             self._restart()
-        if not self._group:
-            why = self._await(_Output(0), time.monotonic() + START_S)
-            if why != "end":
-                raise SandboxError(f"the terminal's shell did not come to its prompt within {START_S} s ({why})")
-            self._group = os.tcgetpgrp(self._master)
+        self._first_prompt()
         if self._touched:  # its marker may still be on the way
             deadline = time.monotonic() + GRACE_S
             while not self._at_prompt() and time.monotonic() < deadline:
@@ -150,6 +146,14 @@ class BashTerminal:
                 return self._prepare(size)
             time.sleep(0.0005)
         return None
+
+    def _first_prompt(self) -> None:
+        """Wait until a shell that has just been started takes what is typed."""
+        if not self._group:
+            why = self._await(_Output(0), time.monotonic() + START_S)
+            if why != "end":
+                raise SandboxError(f"the terminal's shell did not come to its prompt within {START_S} s ({why})")
+            self._group = os.tcgetpgrp(self._master)
 
     def _await(self, output: _Output, deadline: float) -> Why:
         """Collect output until the marker, or until something else ends the wait."""
@@ -234,6 +238,7 @@ class BashTerminal:
 
     def send(self, data: str | bytes) -> None:
         self._check()
+        self._first_prompt()
         self._touched = True
         self._type(data.encode() if isinstance(data, str) else data)
 
