@@ -28,10 +28,10 @@ def until(terminal: Terminal, text: bytes, seconds: float = 20.0) -> bytes:
 def test_an_interactive_program(sandbox: Guest) -> None:
     terminal = sandbox.open_terminal()
     terminal.send("python3 -q -i -c 'print(\"up\")'\n")
-    until(terminal, b"up")
+    until(terminal, b">>> ")
     terminal.send("x = 6\n")
     terminal.send("print(x * 7, flush=True)\n")
-    until(terminal, b"42")
+    until(terminal, b"42\r\n>>> ")
     terminal.send(b"\x04")  # Ctrl-D
     terminal.send("echo in the $((1 + 1))nd\n")
     until(terminal, b"2nd")
