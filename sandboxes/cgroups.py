@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,11 +99,22 @@ def make(where: Tree, limits: Limits) -> Group:
 
 
 def sweep(where: Tree) -> None:
-    """Remove the groups of supervisors that are dead, as far as they are empty."""
+    """End what is in the groups of supervisors that are dead, which is on its way out already, and remove them."""
     for top in {parent / "retort" for parent in where.parents.values()}:
         for folder in list(top.iterdir()) if top.is_dir() else []:
             if folder.is_dir() and is_dead(folder.name):
-                _remove(folder, None)
+                _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """Kill what is left in a group and remove it; what cannot be ended within a second stays for the next sweep."""
+    try:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in (folder / "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        _remove(folder, 1.0)
+    except OSError:  # another supervisor sweeps too, or the kernel is not done with it
+        pass
 
 
 def _settings(version: int, limits: Limits) -> list[tuple[str, str]]:
