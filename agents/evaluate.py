@@ -225,6 +225,4 @@ def evaluate(
         played = play(runner, spread(tasks, limit), n=n, seed=seed, watch=watch)
     finally:
         runner.close()
-        if not whole:
-            policy.close()  # type: ignore[attr-defined]
     return report(played, ks=ks, held_out=held_out)

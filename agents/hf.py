@@ -3,6 +3,9 @@
 Two ways to form a batch. With the barrier, a batch starts once every open episode of a cohort waits, in the order of
 the episodes' names: the same episodes give the same batches, and so the same bits. Without it, whoever is ready goes,
 and runs agree up to float rounding.
+
+The model runs in the thread of the event loop, which waits for it: torch keeps a team of workers for every thread that
+calls it, and two teams on the same cores make both twice as slow. Environments run in threads of their own meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -50,7 +52,7 @@ class HFPolicy:
         name: str,
         device: str | torch.device | None = None,
         barrier: bool = True,
-        max_batch: int = 64,
+        max_batch: int = 128,
         cohorts: int = 1,
         arithmetic: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -64,8 +66,6 @@ class HFPolicy:
         self.max_batch = max_batch
         self.cohorts: tuple[Cohort, ...] = tuple(Cohort(self) for _ in range(cohorts))
         self._version = 0
-        # One thread, so that the model is asked one thing at a time.
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="retort-policy")
 
     @classmethod
     def load(cls, folder_or_name: str | Path, *, device: str = "cpu", dtype: str = "float32", **options: Any) -> Self:
@@ -106,19 +106,16 @@ class HFPolicy:
         """See `Policy.score`."""
         from retort.agents.scoring import score_tokens, to_token_scores
 
-        def work() -> list[TokenScores]:
-            was_training = self.model.training
-            self.model.eval()
-            try:
-                with torch.no_grad():
-                    scored = score_tokens(
-                        self.model, sequences, positions, ids=ids, k=k, entropy=entropy, temperature=temperature
-                    )
-            finally:
-                self.model.train(was_training)
-            return [to_token_scores(item) for item in scored]
-
-        return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                scored = score_tokens(
+                    self.model, sequences, positions, ids=ids, k=k, entropy=entropy, temperature=temperature
+                )
+        finally:
+            self.model.train(was_training)
+        return [to_token_scores(item) for item in scored]
 
     def complete(self, calls: Sequence[Call]) -> list[Completion]:
         """Completes calls in order, `max_batch` at a time, those that sample alike together. Blocks."""
@@ -130,10 +127,6 @@ class HFPolicy:
                 with self.arithmetic():
                     done += generate(self.model, batch, self.chat.stop_ids, self._version)
         return done
-
-    def close(self) -> None:
-        """Ends the worker thread. May be called again."""
-        self.thread.shutdown()
 
 
 class Cohort:
@@ -195,9 +188,7 @@ class Cohort:
         batch = self._batch()
         try:
             if batch:
-                loop = asyncio.get_running_loop()
-                calls = [item.call for item in batch]
-                done = await loop.run_in_executor(self._policy.thread, self._policy.complete, calls)
+                done = self._policy.complete([item.call for item in batch])
                 for item, completion in zip(batch, done, strict=True):
                     if not item.future.done():
                         item.future.set_result(completion)

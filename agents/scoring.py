@@ -342,8 +342,8 @@ def forward_positions(
 def pack(lengths: ArrayLike, max_tokens: int) -> list[Int64]:
     """Sorts rows by length and cuts them into padded micro-batches of at most `max_tokens` tokens, longest first.
 
-    A micro-batch also ends where its padding would exceed a sixteenth of `max_tokens`. A row that is longer than
-    `max_tokens` stands alone. Returns the indices of the rows of each micro-batch.
+    A micro-batch also ends where its padding would exceed a quarter of it, and a sixteenth of `max_tokens`. A row that
+    is longer than `max_tokens` stands alone. Returns the indices of the rows of each micro-batch.
     """
     sizes = np.asarray(lengths, np.int64)
     order = np.argsort(-sizes, kind="stable")
@@ -352,7 +352,9 @@ def pack(lengths: ArrayLike, max_tokens: int) -> list[Int64]:
     for stop, length in enumerate(sizes[order].tolist()):
         width = int(sizes[order[start]])
         padding += width - length
-        if stop > start and ((stop + 1 - start) * width > max_tokens or padding > max_tokens // 16):
+        if stop > start and (
+            (stop + 1 - start) * width > max_tokens or padding > max(max_tokens // 16, (stop + 1 - start) * width // 4)
+        ):
             batches.append(order[start:stop])
             start, padding = stop, 0
     return [*batches, order[start:]] if len(order) else []

@@ -27,13 +27,18 @@ class ConfigError(UsageError):
 
 
 class SamplingOptions(BaseModel):
-    """How training episodes are sampled. Training needs the whole distribution: there is no top-p and no top-k."""
+    """How training episodes are sampled. Training needs the whole distribution: there is no top-p and no top-k.
+
+    cohorts: parts of the episodes that take turns, one generating while the other acts: worth it where environments are
+    slow.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(default=1.0, gt=0)
     turn_tokens: int = Field(default=64, ge=1)
     context_tokens: int = Field(default=1024, ge=8)
+    cohorts: int = Field(default=1, ge=1)
 
 
 class TrainConfig(BaseModel):

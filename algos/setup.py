@@ -71,18 +71,16 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
     needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
-    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=2, arithmetic=learner.arithmetic)
-    try:
-        if not recipe.rollouts:
-            rows = examples(played, chat, config.traces, reprompt, config.seed)
-            count = config.prompts * config.group_size
-            yield Parts(policy, chat, learner, teacher, reference, expert_traces(rows, count=count, seed=config.seed))
-            return
-        with training_runner(config, policy, chat) as (runner, tasks):
-            groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
-            yield Parts(policy, chat, learner, teacher, reference, own_rollouts(runner, tasks, **groups))
-    finally:
-        policy.close()
+    cohorts = config.sampling.cohorts
+    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
+    if not recipe.rollouts:
+        rows = examples(played, chat, config.traces, reprompt, config.seed)
+        count = config.prompts * config.group_size
+        yield Parts(policy, chat, learner, teacher, reference, expert_traces(rows, count=count, seed=config.seed))
+        return
+    with training_runner(config, policy, chat) as (runner, tasks):
+        groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
+        yield Parts(policy, chat, learner, teacher, reference, own_rollouts(runner, tasks, **groups))
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,14 +99,10 @@ def median_of(found: list[Measured]) -> Measured:
     )
 
 
-@contextmanager
-def metered_model(folder: str, meter: measure.Meter, **options: Any) -> Iterator[tuple[HFPolicy, Chat]]:
+def metered_model(folder: str, meter: measure.Meter, **options: Any) -> tuple[HFPolicy, Chat]:
     policy: Any = HFPolicy.load(folder, **options)
     policy.complete = meter.timed("model", policy.complete)
-    try:
-        yield policy, metered_chat(policy.chat, meter)
-    finally:
-        policy.close()
+    return policy, metered_chat(policy.chat, meter)
 
 
 def metered_chat(chat: Any, meter: measure.Meter) -> Chat:
@@ -148,8 +143,8 @@ def main() -> None:
     }
     for name, options in kinds.items():
         meter = measure.Meter()
-        with metered_model(folder, meter, **options) as (policy, chat):
-            found[name] = measured(policy, chat, meter, args, 16)
+        policy, chat = metered_model(folder, meter, **options)
+        found[name] = measured(policy, chat, meter, args, 16)
     print(f"{args.slots} episodes at once, {args.repeats} x {args.episodes} episodes, torch threads: ", end="")
     print(torch.get_num_threads())
     first = next(iter(found.values()))

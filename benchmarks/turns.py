@@ -83,10 +83,7 @@ def main() -> None:
     policy = HFPolicy.load(measure.cold_model(args.model), cohorts=2)
     # No token stops a turn early: a turn's length is then the same for all.
     policy.chat.stop_ids = frozenset({-1})
-    try:
-        found = {turns: episode_ms(policy, turns, args.repeats) for turns in TURNS}
-    finally:
-        policy.close()
+    found = {turns: episode_ms(policy, turns, args.repeats) for turns in TURNS}
     base = found[1][0]
     measure.table(
         ("turns", "CPU ms an episode", "ratio to one turn", "CPU ms a turn", "ms on the clock"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # Before torch is imported anywhere: spinning OpenMP threads make two cores ten times slower beside other processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,6 @@ def model(folder: Path) -> Any:
 
 
 @pytest.fixture
-def policy_of(model: Any, chat: Chat) -> Iterator[Callable[..., HFPolicy]]:
-    """Makes policies of the tiny model, which end with the test."""
-    made: list[HFPolicy] = []
-
-    def make(**options: Any) -> HFPolicy:
-        made.append(HFPolicy(model, chat, name="tiny", **options))
-        return made[-1]
-
-    yield make
-    for policy in made:
-        policy.close()
+def policy_of(model: Any, chat: Chat) -> Callable[..., HFPolicy]:
+    """Makes policies of the tiny model."""
+    return partial(HFPolicy, model, chat, name="tiny")
