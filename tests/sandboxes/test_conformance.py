@@ -324,9 +324,9 @@ def test_a_hundred_megabytes(make: Callable[..., Guest]) -> None:
         assert sandbox.read_file("big") == data
 
 
-def test_a_folder_of_too_much_is_not_taken_out(make: Callable[..., Guest], tmp_path: Path) -> None:
+def test_a_folder_of_too_much_is_not_taken_out(fence: Callable[..., Guest], tmp_path: Path) -> None:
     fill = "mkdir many; cd many; for d in $(seq 110); do mkdir $d; (cd $d; seq 1000 | xargs touch); done"
-    with make(Limits(disk_mb=None)) as sandbox:
+    with fence(Limits(disk_mb=None)) as sandbox:
         sandbox.exec(fill, timeout=60)
         with pytest.raises(OSError, match="too large"):
             sandbox.download("many", tmp_path / "out")
