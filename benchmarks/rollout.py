@@ -138,7 +138,7 @@ def main() -> None:
         gold(script := metered_chat(Chat(ByteTokenizer()), meter)), script, meter, args, 65_536
     )
     kinds = {
-        "tiny model, repeatable (training)": {"cohorts": 2},
+        "tiny model, repeatable (training)": {},
         "tiny model, whoever is ready (evaluation)": {"barrier": False},
     }
     for name, options in kinds.items():

@@ -80,7 +80,7 @@ def main() -> None:
     args = measure.arguments(__doc__).parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    policy = HFPolicy.load(measure.cold_model(args.model), cohorts=2)
+    policy = HFPolicy.load(measure.cold_model(args.model))
     # No token stops a turn early: a turn's length is then the same for all.
     policy.chat.stop_ids = frozenset({-1})
     found = {turns: episode_ms(policy, turns, args.repeats) for turns in TURNS}
