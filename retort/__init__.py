@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 
 # Before torch is imported: threads that spin while they wait make a busy two-core machine ten times slower, and threads
 # that sleep at once make small matrices twice as slow. So they spin for some microseconds.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
 

@@ -111,7 +111,8 @@ def _end(folder: Path) -> None:
     try:
         with suppress(FileNotFoundError, ProcessLookupError):
             for pid in (folder / "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+                if pid != "0":  # who is in another PID namespace
+                    os.kill(int(pid), signal.SIGKILL)
         _remove(folder, 1.0)
     except OSError:  # another supervisor sweeps too, or the kernel is not done with it
         pass

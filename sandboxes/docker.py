@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,8 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
         except DockerException as error:
             raise SandboxUnavailable(f"the image {image!r} is not here and cannot be pulled: {error}") from error
     made = bundle()
-    own = dict(line.partition("=")[::2] for line in found.attrs["Config"].get("Env") or [])
+    own = _environment(found.attrs["Config"].get("Env") or [])
+    volumes = [path for path in found.attrs["Config"].get("Volumes") or {} if path not in SCRATCH]
     size = f",size={limits.disk_mb}m" if limits.disk_mb is not None else ""
     inodes = f",nr_inodes={max(1024, limits.disk_mb * 256)}" if limits.disk_mb is not None else ""
     told = configuration(
@@ -196,7 +197,10 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
             mounts=[
                 Mount(OURS, str(made.folder), type="bind", read_only=True),
                 Mount(f"{OURS}-socket", str(place), type="bind", read_only=True),
+                # What an image declares as a volume would be writable, without a limit, and outlive a reset.
+                *(Mount(path, None, type="tmpfs", read_only=True) for path in volumes),
             ],
+            environment={"LD_PRELOAD": "", "GLIBC_TUNABLES": ""},  # of our init; commands get the image's
             mem_limit=f"{limits.memory_mb}m" if limits.memory_mb is not None else None,
             memswap_limit=f"{limits.memory_mb}m" if limits.memory_mb is not None else None,
             pids_limit=limits.pids + 1 if limits.pids is not None else None,
@@ -208,6 +212,17 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
         )
     except APIError as error:
         raise SandboxStartupError(f"the engine refused a container of {image}: {error}") from error
+
+
+def _environment(lines: Sequence[str]) -> dict[str, str]:
+    """An image's variables. Search paths lose what somebody inside can write; an empty part is the working folder."""
+    found = dict(line.partition("=")[::2] for line in lines)
+    for name in {"PATH", "LD_LIBRARY_PATH"} & found.keys():
+        parts = [part for part in found[name].split(":") if part.startswith("/")]
+        found[name] = ":".join(
+            part for part in parts if not any(f"{os.path.normpath(part)}/".startswith(f"{top}/") for top in SCRATCH)
+        )
+    return found
 
 
 @contextlib.contextmanager
@@ -234,7 +249,10 @@ def _accept(listener: socket.socket, container: Any) -> socket.socket:
         try:
             return listener.accept()[0]
         except TimeoutError:
-            container.reload()
+            try:
+                container.reload()
+            except _failures():
+                break  # it has ended, and is removed already
             if container.status not in ("created", "running"):
                 break
     raise SandboxStartupError("its init did not answer; does the engine share this machine's file system?")
@@ -257,6 +275,10 @@ def _failures() -> tuple[type[Exception], ...]:
 def layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
     """What holds here. Raises UnsupportedLimit for a demand that this engine cannot meet."""
     found = dict.fromkeys(("namespaces", "network", "capabilities dropped", "uid", "read-only root"), "active")
+    if any(word in option for option in info.get("SecurityOptions") or [] for word in ("rootless", "userns")):
+        raise SandboxUnavailable(
+            "rootless engines and user namespaces of the engine are not supported: uid 199000 is none"
+        )
     filtered = any("seccomp" in option for option in info.get("SecurityOptions") or [])
     found["seccomp"] = "active" if filtered else "inactive: this engine was built without it"
     found["disk_mb"] = "active" if limits.disk_mb is not None else "inactive: not asked for"

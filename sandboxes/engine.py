@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retort.sandboxes.base import SandboxStartupError, SandboxUnavailable
@@ -47,11 +47,11 @@ def private_engine(folder: Path) -> Iterator[str]:
         try:
             daemon.wait(START_S)
         except subprocess.TimeoutExpired:
-            daemon.kill()
+            os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
         for group in (*Path("/sys/fs/cgroup").glob(f"*/{GROUP}"), Path("/sys/fs/cgroup") / GROUP):
-            if group.is_dir():
+            with suppress(OSError):
                 group.rmdir()
 
 

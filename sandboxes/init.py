@@ -81,6 +81,7 @@ class Init:
         self.watched: dict[int, int] = {}  # pid -> pipe that gets its status
         self.proc = os.stat("/proc").st_dev
         self.oom_score: int = config["oom_score"]
+        self.oom_base = int(os.pread(self.oom_score, 16, 0))  # what the supervisor was started with
 
     def serve(self) -> None:
         """Answer until the supervisor closes its end."""
@@ -156,7 +157,10 @@ class Init:
     def first_to_go(self, score: int) -> None:
         """What is started now inherits it: written for a child afterwards, its own children might come first."""
         if self.alone:
-            os.pwrite(self.oom_score, b"%d" % score, 0)
+            try:
+                os.pwrite(self.oom_score, b"%d" % max(score, self.oom_base), 0)
+            except OSError:
+                pass  # the host may forbid it; then the kernel chooses by size alone
 
     def execute(
         self, argv: list[str], env: dict[str, str], cwd: str, *, blobs: list[bytes], fds: list[int]
@@ -369,7 +373,7 @@ def in_session(session: int) -> list[int]:
         try:
             with open(f"/proc/{name}/stat", "rb") as stat_file:
                 state, _, _, of = stat_file.read().rpartition(b")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
+        except OSError:  # gone, or hidden from us
             continue
         if int(of) == session and state not in (b"Z", b"X"):
             found.append(int(name))
@@ -454,7 +458,7 @@ def main() -> None:
         channel = socket.socket(fileno=config["fd"])
         channel.set_inheritable(False)
     # While it may: what cannot be traced cannot open its own either.
-    config["oom_score"] = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    config["oom_score"] = os.open("/proc/self/oom_score_adj", os.O_RDWR)
     libc = ctypes.CDLL(None, use_errno=True)
     option, value = (PR_SET_DUMPABLE, 0) if config["alone"] else (PR_SET_CHILD_SUBREAPER, 1)
     if libc.prctl(option, value, 0, 0, 0):

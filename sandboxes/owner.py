@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def owner(pid: int | None = None) -> str:
-    """PID namespace, pid (default: one's own) and start time: no two processes ever share it. Empty for a dead one."""
+    """PID namespace, pid (default: one's own) and start time: no two of a machine share it. Empty for none."""
     pid = os.getpid() if pid is None else pid
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -25,4 +25,14 @@ def is_dead(name: str) -> bool:
     namespace, pid, *_ = [*name.split("-"), "", ""]
     if namespace != owner().split("-")[0] or not pid.isdigit():
         return False
-    return not f"{name}-".startswith(f"{owner(int(pid))}-")
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # somebody else's
+    try:
+        told = owner(int(pid))
+    except OSError:
+        return False
+    return bool(told) and not f"{name}-".startswith(f"{told}-")

@@ -47,10 +47,13 @@ def test_an_image_without_python_and_bash(docker_host: str, tmp_path: Path) -> N
 def test_an_image_has_its_environment(docker_host: str, docker_image: Path, tmp_path: Path) -> None:
     with engine() as client:
         name = module.build(client, docker_image)
-    (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV KEY=value HOME=/elsewhere\nVOLUME /data\n")
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {name}\nENV KEY=value HOME=/elsewhere PATH=/work/bin::/bin:.\nVOLUME /mnt\n"
+    )
     with DockerSandbox(tmp_path) as sandbox:
         assert sandbox.exec("echo $KEY $HOME").stdout == b"value /work\n"
-        assert sandbox.exec("touch /data/x").exit_code == 1
+        assert sandbox.exec("touch /mnt/x").exit_code == 1
+        assert sandbox.exec("echo $PATH").stdout == b"/bin\n"
     with engine() as client:
         assert client.volumes.list() == []
 

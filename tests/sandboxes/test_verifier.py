@@ -88,6 +88,36 @@ def test_an_answer_that_turns_on_its_check(graded: Callable[..., Verdict], answe
     assert graded("true", RIGHT).passed  # the ground is as good as new
 
 
+MEMORY = """
+import os
+for line in open(f"/proc/{os.getppid()}/maps"):
+    print(line)
+"""
+
+
+def test_an_answer_cannot_reach_into_its_check(fenced: Guest, ground: Guest) -> None:
+    reads = "import subprocess, sys; done = subprocess.run(['python3', 'answer.py'], capture_output=True, text=True); "
+    fenced.write_file("answer.py", MEMORY)
+    refused = verify(ground, take(fenced), reads + "sys.exit(done.returncode == 0 or 'Permission' not in done.stderr)")
+    assert refused.passed, refused
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "import glob, os\nn = glob.glob('/tmp/v*/files/the_test.py')[0]; os.unlink(n); open(n, 'w').write('x = 2')",
+        "import glob\nopen(glob.glob('/tmp/verifier-*/files')[0] + '/json.py', 'w').write('')",
+        "import glob, os\nos.rename(glob.glob('/tmp/verifier-*/files')[0], '/tmp/elsewhere')",
+    ],
+)
+def test_a_check_whose_files_were_changed_is_not_passed(fenced: Guest, ground: Guest, answer: str) -> None:
+    fenced.write_file("answer.py", answer)
+    check = "import subprocess; subprocess.run(['python3', 'answer.py'], check=True)"
+    assert not verify(ground, take(fenced), check, {"the_test.py": TEST}).passed
+    fenced.write_file("answer.py", "")
+    assert verify(ground, take(fenced), check, {"the_test.py": TEST}).passed
+
+
 def test_a_check_that_imports_the_agents_code_cannot_be_ended_well_by_it(fenced: Guest, ground: Guest) -> None:
     check = "import sys; sys.path.insert(0, '/work'); import answer; sys.exit(answer.f() != 42)"
     for text, passed in (
