@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from retort.sandboxes.base import SandboxClosed
@@ -109,3 +111,38 @@ def test_threads_share_a_small_pool(make: Callable[..., Guest]) -> None:
 def test_a_pool_has_room() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Pool(lambda: pytest.fail("nothing is to be made"), 0)
+
+
+@pytest.mark.slow
+def test_a_short_soak(fence: Callable[..., Guest]) -> None:
+    """Many at once, again and again: no failure, and no growth in descriptors or memory."""
+    failures: list[str] = []
+    rooms = [fence() for _ in range(8)]
+
+    def play(place: int, times: int) -> None:
+        for number in range(times):
+            rooms[place].reset()
+            rooms[place].write_file("n", f"{place} {number}")
+            ran = rooms[place].exec("cat n").text
+            shown = rooms[place].open_terminal().run("cat n; (sleep 100 &)").text
+            if not ran == shown == f"{place} {number}":
+                failures.append(f"{ran!r} {shown!r}")
+
+    def everybody(times: int) -> tuple[int, int]:
+        threads = [threading.Thread(target=play, args=(place, times)) for place in range(len(rooms))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    try:
+        before = everybody(10)
+        after = everybody(60)
+    finally:
+        for room in rooms:
+            room.close()
+    assert failures == []
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] + 8
