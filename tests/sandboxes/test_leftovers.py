@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from retort.sandboxes.bwrap import BwrapSandbox
-from retort.sandboxes.docker import DockerSandbox, engine
+from retort.sandboxes.docker import LABEL, DockerSandbox, engine
 
 EPISODES = """
 import sys, threading
@@ -42,46 +42,47 @@ with Pool(lambda: open_sandbox(name, Limits()), at_once) as pool:
 """
 
 
-def processes() -> set[str]:
-    """Host processes that a sandbox may consist of, told apart by pid and start."""
-    found = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{name}/cmdline").read_bytes()
-            start = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[19]
-        except OSError:
-            continue
-        if any(mark in words for mark in (b"bwrap", b"init.py", b"sleep\x003000", b"containerd-shim", b"PROMPT_COMM")):
-            found.add(f"{name} {start} {words!r}")
+def started(pid: int) -> str:
+    """A process's start, which tells it from a later one of the same number; empty for a dead one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def family(pid: int) -> dict[int, str]:
+    """A process's descendants, by their start."""
+    found: dict[int, str] = {}
+    todo = [pid]
+    while todo:
+        for children in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+            try:
+                below = [int(child) for child in children.read_text().split()]
+            except OSError:  # gone meanwhile
+                continue
+            found |= {child: started(child) for child in below}
+            todo += below
     return found
 
 
-def leftovers(pid: int) -> dict[str, set[str]]:
-    """What there is of the supervisor `pid`'s on this host, and what may be its."""
-    groups = Path("/sys/fs/cgroup").glob(f"**/*-{pid}-*-*") if os.geteuid() == 0 else []
-    return {
-        "processes": processes(),
-        "mounts": {line.split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()},
-        "cgroups": {str(path) for path in groups},
-        "folders": {path.name for path in Path(tempfile.gettempdir()).glob("retort-*")},
-        "abstract sockets": {
-            line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@" in line
-        },
+def leftovers(pid: int, descendants: dict[int, str], mounts: set[str]) -> dict[str, list[str]]:
+    """What there still is of the supervisor `pid`'s on this host; whatever others do here is not counted."""
+    found = {
+        "processes": [f"{child}" for child, start in descendants.items() if start and started(child) == start],
+        "mounts": [path for path in mounted() - mounts if f"-{pid}-" in path],
+        "cgroups": [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*-{pid}-*-*")],
+        "folders": [path.name for path in Path(tempfile.gettempdir()).glob(f"retort-*-{pid}-*")],
     }
+    return {kind: some for kind, some in found.items() if some}
 
 
-def settles_to(before: dict[str, set[str]], pid: int) -> dict[str, set[str]]:
-    """What is more than before, once it does not get less any more."""
-    deadline = time.monotonic() + 20
-    while True:
-        more = {kind: found - before[kind] for kind, found in leftovers(pid).items()}
-        if not any(more.values()) or time.monotonic() > deadline:
-            return {kind: found for kind, found in more.items() if found}
-        time.sleep(0.05)
+def mounted() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def kill_while_playing(name: str, episodes: int, at_once: int, wait_s: float, start: Callable[[], object]) -> None:
-    before = leftovers(0)
+def kill_while_playing(name: str, episodes: int, at_once: int, wait_s: float, start: Callable[[], object]) -> int:
+    """Returns the pid of the supervisor that was killed."""
+    mounts = mounted()
     command = [sys.executable, "-c", EPISODES, name, str(episodes), str(at_once)]
     supervisor = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert supervisor.stdout
@@ -89,10 +90,17 @@ def kill_while_playing(name: str, episodes: int, at_once: int, wait_s: float, st
     with supervisor.stdout as out, supervisor.stderr as errors:
         assert out.readline() == b"played\n", errors.read()
         time.sleep(wait_s)
+        supervisor.send_signal(signal.SIGSTOP)  # so that what is counted is what it has
+        descendants = family(supervisor.pid)
         supervisor.kill()
         supervisor.wait()
-        start()  # which sweeps
-        assert settles_to(before, supervisor.pid) == {}
+    start()  # which sweeps
+    deadline = time.monotonic() + 20
+    while (left := leftovers(supervisor.pid, descendants, mounts)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == {}
+    assert descendants or name != "bwrap"
+    return supervisor.pid
 
 
 @pytest.mark.slow
@@ -117,10 +125,7 @@ def test_docker_leaves_nothing(docker_image: Path) -> None:
     for turn in range(5):
         # The first two are killed while containers are on their way.
         episodes, wait_s = (1, moments.random() * 0.5) if turn < 2 else (20, moments.random() * 0.1)
-        kill_while_playing(f"docker:{docker_image}", episodes, 4, wait_s, start)
+        pid = kill_while_playing(f"docker:{docker_image}", episodes, 4, wait_s, start)
         with engine() as client:
-            owners = [
-                found.labels["retort.owner"]
-                for found in client.containers.list(all=True, filters={"label": "retort.owner"})
-            ]
-            assert all(f"-{os.getpid()}-" in owner for owner in owners)
+            found = client.containers.list(all=True, filters={"label": LABEL})
+            assert not [container for container in found if f"-{pid}-" in container.labels[LABEL]]
