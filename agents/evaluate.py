@@ -23,7 +23,8 @@ import numpy as np
 from retort.agents import scripted
 from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
-from retort.agents.rollout import Budget, EpisodeRequest, Runner, playable
+from retort.agents.episode import Budget, EpisodeRequest
+from retort.agents.rollout import Runner, playable
 from retort.envs.base import SPLITS, TaskRef, UsageError, nearest
 from retort.envs.catalogue import make
 

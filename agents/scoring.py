@@ -352,9 +352,8 @@ def pack(lengths: ArrayLike, max_tokens: int) -> list[Int64]:
     for stop, length in enumerate(sizes[order].tolist()):
         width = int(sizes[order[start]])
         padding += width - length
-        if stop > start and (
-            (stop + 1 - start) * width > max_tokens or padding > max(max_tokens // 16, (stop + 1 - start) * width // 4)
-        ):
+        size = (stop + 1 - start) * width
+        if stop > start and (size > max_tokens or padding > max(max_tokens // 16, size // 4)):
             batches.append(order[start:stop])
             start, padding = stop, 0
     return [*batches, order[start:]] if len(order) else []

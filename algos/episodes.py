@@ -10,7 +10,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from retort.agents.base import Trajectory
-from retort.agents.rollout import EpisodeRequest, Runner, playable
+from retort.agents.episode import EpisodeRequest
+from retort.agents.rollout import Runner, playable
 from retort.envs.base import TaskRef
 
 Item = TypeVar("Item")

@@ -17,8 +17,9 @@ import torch
 from retort.agents import store
 from retort.agents.base import Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
+from retort.agents.episode import Budget, EpisodeRequest
 from retort.agents.hf import HFPolicy, load_model
-from retort.agents.rollout import Budget, EpisodeRequest, Runner, playable
+from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
 from retort.algos.base import Recipe, TeacherOptions

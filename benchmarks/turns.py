@@ -16,8 +16,9 @@ import measure
 import numpy as np
 import torch
 from retort.agents.base import Sampling
+from retort.agents.episode import Budget, EpisodeRequest
 from retort.agents.hf import HFPolicy
-from retort.agents.rollout import Budget, EpisodeRequest, Runner
+from retort.agents.rollout import Runner
 from retort.envs.base import TaskRef, TextEnv, TextSpace
 
 TURNS = (1, 2, 4, 8, 16)

@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, UsageError, nearest
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import ExecResult, FileState, Limits, Sandbox, SandboxClosed, Terminal
-from retort.sandboxes.named import NAMES, is_name, open_sandbox
+from retort.sandboxes.named import STARTERS, is_name, open_sandbox
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
@@ -47,10 +47,10 @@ class Grade:
 class ShellEnv(TextEnv):
     """Small jobs on files, done by shell commands.
 
-    split: "train", "validation" or "test". sandbox: "bwrap", "docker:IMAGE" (a name, or the path of a folder with a
-    Dockerfile), or "unsafe", which runs the agent's commands on this machine with nothing around them: naming it is the
-    acknowledgement. max_turns: actions in an episode, the last word
-    included. families: which of `FAMILIES`; None is all that the split has (`HELD_OUT` is never in training).
+    split: "train", "validation" or "test". max_turns: actions in an episode, the last word included.
+    sandbox: "bwrap", "docker:IMAGE" (a name, or the path of a folder with a Dockerfile), or "unsafe", which runs the
+    agent's commands on this machine with nothing around them: naming it is the acknowledgement.
+    families: which of `FAMILIES`; None is all that the split has (`HELD_OUT` is never in training).
     observation_chars: terminal output shown after a command; None leaves it to the task. explain: the first observation
     also says how to act, for models that were not taught. command_s: seconds before a command is ended.
 
@@ -74,7 +74,7 @@ class ShellEnv(TextEnv):
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
         if not is_name(str(sandbox)):
-            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), NAMES)}")
+            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), STARTERS)}")
         for name, value in (
             ("max_turns", max_turns),
             ("observation_chars", observation_chars),

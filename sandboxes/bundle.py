@@ -18,8 +18,8 @@ from pathlib import Path
 
 from retort.sandboxes import init
 from retort.sandboxes.base import SandboxUnavailable
+from retort.sandboxes.guest import PYTHON
 
-PYTHON = "/usr/bin/python3"
 BASH = "/bin/bash"
 LIST = """
 import json, runpy, sys
@@ -32,7 +32,7 @@ print(json.dumps([sys.executable, sys.prefix, files]))
 
 @dataclass(frozen=True)
 class Bundle:
-    """folder: what to mount, read-only. python, bash: commands, given where `folder` will be mounted."""
+    """folder: what to mount, read-only. loader: the file in its `lib` that starts its programs."""
 
     folder: Path
     loader: str

@@ -17,15 +17,12 @@ from pathlib import Path
 
 from retort.sandboxes import cgroups, init, seccomp
 from retort.sandboxes.base import Limits, SandboxStartupError, SandboxUnavailable
-from retort.sandboxes.guest import Guest, MiB, configuration, demand
+from retort.sandboxes.guest import AGENT, PYTHON, SCRATCH, Guest, MiB, configuration, demand
 
 START_S = 30.0
-PYTHON = "/usr/bin/python3"
 FIRST_UID = 200_000
 NO_UID: tuple[int | None, socket.socket | None] = (None, None)
 PATH = "/usr/local/bin:/usr/bin:/bin"
-ENV = {"PATH": PATH, "HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
-SCRATCH = ("/dev/shm", "/tmp", "/work")  # the writable places
 ETC = {
     "/etc/passwd": b"agent:x:1000:1000::/work:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
     "/etc/group": b"agent:x:1000:\nnogroup:x:65534:\n",
@@ -194,5 +191,7 @@ def _command(limits: Limits, uid: int | None, channel: int, info: int, files: li
     for place in SCRATCH:
         command += ["--perms", "0755", *size, "--tmpfs", place]
     command += ["--chdir", "/work", "--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
-    config = configuration(limits, {"fd": channel}, "/work", SCRATCH, alone=True, own_users=True, env=ENV)
+    config = configuration(
+        limits, {"fd": channel}, "/work", SCRATCH, alone=True, own_users=True, env={"PATH": PATH} | AGENT
+    )
     return [*command, PYTHON, "-I", "-S", "/etc/init.py", config]

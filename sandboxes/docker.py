@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from retort.sandboxes import init, seccomp
 from retort.sandboxes.base import Limits, SandboxError, SandboxStartupError, SandboxUnavailable
 from retort.sandboxes.bundle import bundle
-from retort.sandboxes.guest import Guest, MiB, configuration, demand
+from retort.sandboxes.guest import AGENT, SCRATCH, Guest, MiB, configuration, demand
 from retort.sandboxes.owner import is_dead, owner
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ OURS = "/.retort"
 LABEL = "retort.owner"
 PREFIX = "retort-docker-"
 NUMBERS = itertools.count()
-SCRATCH = ("/dev/shm", "/tmp", "/work")
-ENV = {"HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ADVICE = (
     "`apt-get install docker.io` and start the engine, or set DOCKER_HOST. BwrapSandbox works without one where no "
@@ -60,17 +58,20 @@ class DockerSandbox(Guest):
             image = build(client, image) if isinstance(image, Path) else image
             container = _create(client, image, limits, place)
             self._id: str = container.id
+            said = container.attach(stream=True)  # before it starts: once it has ended there is nothing left to ask
             try:
                 container.start()
                 ours = _accept(listener, container)
                 ours.settimeout(START_S)
                 init.receive(ours, MiB)
             except BaseException as error:
-                words = _words(container)
                 self._kill()
                 if not isinstance(error, _failures()):
                     raise
+                words = b"".join(said).decode(errors="replace").strip()[-2000:]
                 raise SandboxStartupError(f"the container of {image} did not start: {words or error}") from error
+            finally:
+                said.close()
         super().__init__(limits, ours)
 
     def _kill(self) -> None:
@@ -96,8 +97,8 @@ class DockerSandbox(Guest):
 
 
 @contextlib.contextmanager
-def engine() -> Iterator[docker.DockerClient]:
-    """The engine that the environment names (DOCKER_HOST, or the usual socket), as long as it is needed.
+def engine(host: str | None = None) -> Iterator[docker.DockerClient]:
+    """The engine at `host`, or that which the environment names (DOCKER_HOST, or the usual socket), while needed.
 
     Raises:
         SandboxUnavailable: the package is missing, or nothing answers.
@@ -107,8 +108,7 @@ def engine() -> Iterator[docker.DockerClient]:
     except ImportError as error:
         raise SandboxUnavailable("the docker package is missing: `pip install 'retort-rl[docker]'`") from error
     try:
-        client = docker.from_env()
-        client.ping()
+        client = docker.DockerClient(base_url=host) if host else docker.from_env()  # which asks for its version
     except (docker.errors.DockerException, OSError) as error:
         raise SandboxUnavailable(f"no Docker engine answers ({error}): {ADVICE}") from error
     with contextlib.closing(client):
@@ -178,7 +178,7 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
         "/work",
         SCRATCH,
         alone=True,
-        env={"PATH": PATH} | own | ENV,
+        env={"PATH": PATH} | own | AGENT,
         bash=made.command(OURS, "bash"),
     )
     try:
@@ -207,7 +207,7 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
             nano_cpus=round(limits.cpus * 1e9) if limits.cpus is not None else None,
             healthcheck={"test": ["NONE"]},
             labels={LABEL: owner()},
-            log_config={"type": "json-file", "config": {"max-size": "64k"}},
+            log_config={"type": "none"},  # what it says before its init answers is read as it comes
             auto_remove=True,
         )
     except APIError as error:
@@ -218,11 +218,10 @@ def _environment(lines: Sequence[str]) -> dict[str, str]:
     """An image's variables. Search paths lose what somebody inside can write; an empty part is the working folder."""
     found = dict(line.partition("=")[::2] for line in lines)
     for name in {"PATH", "LD_LIBRARY_PATH"} & found.keys():
-        parts = [part for part in found[name].split(":") if part.startswith("/")]
-        found[name] = ":".join(
-            part for part in parts if not any(f"{os.path.normpath(part)}/".startswith(f"{top}/") for top in SCRATCH)
-        )
-    return found
+        parts = [os.path.normpath(part) for part in found[name].split(":") if part.startswith("/")]
+        kept = [part for part in parts if not any(f"{part}/".startswith(f"{top}/") for top in SCRATCH)]
+        found[name] = ":".join(kept)
+    return {name: value for name, value in found.items() if value or name not in ("PATH", "LD_LIBRARY_PATH")}
 
 
 @contextlib.contextmanager
@@ -258,14 +257,6 @@ def _accept(listener: socket.socket, container: Any) -> socket.socket:
     raise SandboxStartupError("its init did not answer; does the engine share this machine's file system?")
 
 
-def _words(container: Any) -> str:
-    """What the container printed: a few lines, where it is still there to ask."""
-    with contextlib.suppress(*_failures()):
-        said: bytes = container.logs(tail=20)
-        return said.decode(errors="replace").strip()
-    return ""
-
-
 def _failures() -> tuple[type[Exception], ...]:
     from docker.errors import DockerException
 
@@ -273,7 +264,12 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
-    """What holds here. Raises UnsupportedLimit for a demand that this engine cannot meet."""
+    """What holds here, by an engine's own `info`.
+
+    Raises:
+        UnsupportedLimit: a demand that this engine cannot meet.
+        SandboxUnavailable: it is rootless or has user namespaces of its own.
+    """
     found = dict.fromkeys(("namespaces", "network", "capabilities dropped", "uid", "read-only root"), "active")
     if any(word in option for option in info.get("SecurityOptions") or [] for word in ("rootless", "userns")):
         raise SandboxUnavailable(

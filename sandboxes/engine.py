@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retort.sandboxes.base import SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.docker import engine
 
 START_S = 60.0
 GROUP = "retort-engine"
@@ -56,15 +57,12 @@ def private_engine(folder: Path) -> Iterator[str]:
 
 
 def _wait(host: str, daemon: subprocess.Popen[bytes], log: Path) -> None:
-    import docker
-
-    deadline = time.monotonic() + START_S
+    why, deadline = SandboxUnavailable("it ended at once"), time.monotonic() + START_S
     while daemon.poll() is None and time.monotonic() < deadline:
         try:
-            client = docker.DockerClient(base_url=host)
-            client.ping()
-            client.close()
-            return
-        except (docker.errors.DockerException, OSError):
+            with engine(host):
+                return
+        except SandboxUnavailable as error:
+            why = error
             time.sleep(0.1)
-    raise SandboxStartupError(f"dockerd did not come up: {log.read_text(errors='replace')[-2000:]}")
+    raise SandboxStartupError(f"dockerd did not come up ({why}): {log.read_text(errors='replace')[-2000:]}")

@@ -34,6 +34,9 @@ from retort.sandboxes.streams import Streams
 from retort.sandboxes.terminal import BashTerminal
 
 MiB = 1 << 20
+PYTHON = "/usr/bin/python3"  # what runs the init of a sandbox
+SCRATCH = ("/dev/shm", "/tmp", "/work")  # the writable places inside
+AGENT = {"HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
 ANSWER_S = 30.0  # the longest that init may take over one request
 TREE_BYTES = 256 * MiB  # the most that is read out at once where `disk_mb` sets no bound
 

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from retort.sandboxes.base import Limits, Sandbox
 
-NAMES = ("bwrap", "docker:IMAGE", "unsafe")
+
+def _bwrap(_: str, limits: Limits) -> Sandbox:
+    from retort.sandboxes.bwrap import BwrapSandbox
+
+    return BwrapSandbox(limits)
+
+
+def _docker(image: str, limits: Limits) -> Sandbox:
+    from retort.sandboxes.docker import DockerSandbox
+
+    return DockerSandbox(Path(image) if image[0] in "./" else image, limits)
+
+
+def _unsafe(_: str, limits: Limits) -> Sandbox:
+    from retort.sandboxes.unsafe import UnsafeSandbox
+
+    return UnsafeSandbox(limits, i_understand=True)  # naming it is the acknowledgement
+
+
+STARTERS: Mapping[str, Callable[[str, Limits], Sandbox]] = {
+    "bwrap": _bwrap,
+    "docker:IMAGE": _docker,
+    "unsafe": _unsafe,
+}
 
 
 def is_name(name: str) -> bool:
-    """Whether `open_sandbox` knows it: one of `NAMES`, IMAGE being an image's name or the path of a folder."""
-    kind, _, image = name.partition(":")
-    return name in ("bwrap", "unsafe") or (kind == "docker" and bool(image))
+    """Whether `open_sandbox` knows it: a key of `STARTERS`, IMAGE being an image's name or the path of a folder."""
+    return _key(name) in STARTERS
 
 
 def open_sandbox(name: str, limits: Limits) -> Sandbox:
     """Starts one. An image that begins with `.` or `/` is a folder with a Dockerfile.
 
     Raises:
-        ValueError: the name is none of `NAMES`.
+        ValueError: the name is none of `STARTERS`.
         SandboxError: it cannot be started.
     """
+    if not is_name(name):
+        raise ValueError(f"unknown sandbox {name!r}; expected one of {', '.join(STARTERS)}")
+    return STARTERS[_key(name)](name.partition(":")[2], limits)
+
+
+def _key(name: str) -> str:
     kind, _, image = name.partition(":")
-    if name == "bwrap":
-        from retort.sandboxes.bwrap import BwrapSandbox
-
-        return BwrapSandbox(limits)
-    if name == "unsafe":
-        from retort.sandboxes.unsafe import UnsafeSandbox
-
-        return UnsafeSandbox(limits, i_understand=True)  # naming it is the acknowledgement
-    if kind == "docker" and image:
-        from retort.sandboxes.docker import DockerSandbox
-
-        return DockerSandbox(Path(image) if image[0] in "./" else image, limits)
-    raise ValueError(f"unknown sandbox {name!r}; expected one of {', '.join(NAMES)}")
+    return f"{kind}:IMAGE" if image else name

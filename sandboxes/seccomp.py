@@ -157,6 +157,7 @@ def program() -> bytes:
         return file.read()
 
 
+@cache
 def profile() -> str:
     """The same filter as JSON, as Docker's `--security-opt seccomp=` takes it."""
     machine = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}.get(os.uname().machine)

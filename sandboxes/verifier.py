@@ -55,7 +55,7 @@ def verify(
         before that: a change to them that is undone again is not seen. Only the check itself is closed to the agent's
         code; a program that it starts as a helper is not.
     files: the task's own files by name, test files above all. They lie outside of the work folder, so that what the
-        agent made of its copies does not matter.
+        agent made of its copies does not matter. Nothing may change in their folder, `__pycache__` included.
     timeout: seconds. A check that runs out of time has not passed.
 
     Raises:

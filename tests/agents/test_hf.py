@@ -13,8 +13,9 @@ import pytest
 import torch
 from retort.agents.base import Prompt, Sampling, Trajectory
 from retort.agents.chat import Chat
+from retort.agents.episode import Budget, EpisodeRequest
 from retort.agents.hf import HFPolicy, load_model
-from retort.agents.rollout import Budget, EpisodeRequest, Runner
+from retort.agents.rollout import Runner
 
 Make = Callable[..., HFPolicy]
 SHORT = Sampling(max_new_tokens=6)

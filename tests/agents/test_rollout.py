@@ -15,7 +15,8 @@ from renderers.configs import DefaultRendererConfig
 from retort.agents import scripted
 from retort.agents.base import Completion, Finish, Origin, Prompt, Sampling, Trajectory
 from retort.agents.chat import Chat
-from retort.agents.rollout import Budget, EpisodeRequest, Runner, turn_seed
+from retort.agents.episode import Budget, EpisodeRequest, turn_seed
+from retort.agents.rollout import Runner
 from retort.agents.scripted import ByteTokenizer, ScriptedPolicy
 from retort.envs.base import Failure, Source, TextSpace
 

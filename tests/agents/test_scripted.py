@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from retort.agents import scripted
 from retort.agents.base import Finish, Prompt, Sampling
 from retort.agents.chat import Chat
-from retort.agents.rollout import EpisodeRequest, Runner
+from retort.agents.episode import EpisodeRequest
+from retort.agents.rollout import Runner
 from retort.agents.scripted import ByteTokenizer
 
 BYTES = Chat(ByteTokenizer())

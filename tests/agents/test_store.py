@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from retort.agents import scripted, store
 from retort.agents.base import Finish, Message, Provenance, Row, Sampling, Trajectory, Turn
-from retort.agents.rollout import EpisodeRequest, Runner
+from retort.agents.episode import EpisodeRequest
+from retort.agents.rollout import Runner
 from retort.agents.store import StoreError
 from retort.envs.base import Failure, Feedback, Source, TaskRef
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from retort.agents.base import Origin, Trajectory
 from retort.agents.chat import Chat
-from retort.agents.rollout import EpisodeRequest, Runner
+from retort.agents.episode import EpisodeRequest
+from retort.agents.rollout import Runner
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import tokenizer
 from retort.algos.traces import TraceOptions, encode, examples, texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ def test_an_image_has_its_environment(docker_host: str, docker_image: Path, tmp_
         assert sandbox.exec("echo $KEY $HOME").stdout == b"value /work\n"
         assert sandbox.exec("touch /mnt/x").exit_code == 1
         assert sandbox.exec("echo $PATH").stdout == b"/bin\n"
+    (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV PATH=/work/bin:.\n")
+    with DockerSandbox(tmp_path) as sandbox:
+        assert sandbox.exec("echo $PATH").stdout.startswith(b"/usr/local/sbin:")
     with engine() as client:
         assert client.volumes.list() == []
 
@@ -113,12 +117,22 @@ def test_folders_that_cannot_be_built(docker_host: str, tmp_path: Path) -> None:
         DockerSandbox(tmp_path)
 
 
-def test_a_container_that_cannot_start_is_removed(
+def test_an_init_that_fails_says_why_and_its_container_is_removed(
     docker: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = containers()
     monkeypatch.setattr(module, "configuration", lambda *_, **__: "no JSON")
-    with pytest.raises(SandboxStartupError, match="did not start"):
+    with pytest.raises(SandboxStartupError, match=r"did not start: Traceback(.|\n)*JSONDecodeError"):
+        docker()
+    assert containers() == before
+
+
+def test_a_container_that_cannot_start_is_removed(
+    docker: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, made = containers(), replace(bundle(), loader="nothing")
+    monkeypatch.setattr(module, "bundle", lambda: made)
+    with pytest.raises(SandboxStartupError, match=r"did not start(.|\n)*nothing"):
         docker()
     assert containers() == before
 
