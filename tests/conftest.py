@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported anywhere: spinning OpenMP threads make two cores ten times slower beside other processes.
+# Before torch is imported anywhere: as in retort/__init__.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

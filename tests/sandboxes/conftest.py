@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,30 @@ def fenced_in_little(fence: Callable[..., Guest], _little: list[Guest]) -> Guest
     except (IndexError, SandboxClosed):
         _little.append(fence(Limits(memory_mb=96, pids=64, disk_mb=16, output_bytes=10_000)))
     return _little[-1]
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[[Guest, str], str]:
+    """Runs a script inside: what it printed, or the last line of its error."""
+
+    def run(sandbox: Guest, script: str) -> str:
+        done = sandbox.exec(["python3", "-c", script], timeout=20)
+        return (done.stdout or done.stderr.splitlines()[-1]).decode().strip()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool]], bool]:
+    """Waits for something that the kernel does in its own time; whether it came, within ten seconds."""
+
+    def wait(true: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + 10
+        while not true() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return true()
+
+    return wait
 
 
 @pytest.fixture

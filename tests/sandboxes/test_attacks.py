@@ -6,7 +6,6 @@ An attack is a Python script that prints "won" when it got what it wanted.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import pytest
 from retort.sandboxes.base import SandboxClosed
@@ -26,7 +26,10 @@ X86 = os.uname().machine == "x86_64"
 
 @dataclass(frozen=True)
 class Attack:
-    """script: prints "won". unconfined: why it cannot be shown to win here, or nothing."""
+    """script: prints "won"; $WORDS in it stand for what there is to be had on the host.
+
+    unconfined: why it cannot be shown to win here, or nothing.
+    """
 
     script: str
     unconfined: str = ""
@@ -87,7 +90,7 @@ print("won")
 """),
     "TCP to a server on the host": Attack("""
 import socket
-with socket.create_connection(("127.0.0.1", PORT), 2) as s:
+with socket.create_connection(("127.0.0.1", $PORT), 2) as s:
     s.sendall(b"x")
     if s.recv(3) == b"won": print("won")
 """),
@@ -95,7 +98,7 @@ with socket.create_connection(("127.0.0.1", PORT), 2) as s:
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(1)
-s.sendto(b"x", ("127.0.0.1", PORT))
+s.sendto(b"x", ("127.0.0.1", $PORT))
 if s.recv(3) == b"won": print("won")
 """),
     "DNS": Attack(
@@ -113,7 +116,7 @@ print("won")
     "abstract socket of the host": Attack("""
 import socket
 s = socket.socket(socket.AF_UNIX)
-s.connect("\\0NAME")
+s.connect("\\0$NAME")
 if s.recv(3) == b"won": print("won")
 """),
     "AF_VSOCK": Attack(
@@ -121,27 +124,27 @@ if s.recv(3) == b"won": print("won")
         "" if os.path.exists("/dev/vsock") or os.path.exists("/proc/net/vsock") else "this kernel may have none",
     ),
     "AF_NETLINK": Attack("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('won')"),
-    "a secret file of the host": Attack("if open('SECRET').read() == 'TOKEN': print('won')"),
+    "a secret file of the host": Attack("if open('$SECRET').read() == '$TOKEN': print('won')"),
     "the host's files by /proc": Attack("""
 import os
 for name in filter(str.isdigit, os.listdir("/proc")):
     try:
-        if open(f"/proc/{name}/rootSECRET").read() == "TOKEN": print("won"); break
+        if open(f"/proc/{name}/root$SECRET").read() == "$TOKEN": print("won"); break
     except OSError: pass
 """),
     "the host's environment by /proc": Attack("""
 import os
 for name in filter(str.isdigit, os.listdir("/proc")):
     try:
-        if b"TOKEN" in open(f"/proc/{name}/environ", "rb").read(): print("won"); break
+        if b"$TOKEN" in open(f"/proc/{name}/environ", "rb").read(): print("won"); break
     except OSError: pass
 """),
     "the host's processes": Attack("""
 import os
 others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-if any(b"TOKEN" in open(f"/proc/{name}/cmdline", "rb").read() for name in others): print("won")
+if any(b"$TOKEN" in open(f"/proc/{name}/cmdline", "rb").read() for name in others): print("won")
 """),
-    "a signal to the host": Attack("import os; os.kill(VICTIM, 0); print('won')"),
+    "a signal to the host": Attack("import os; os.kill($VICTIM, 0); print('won')"),
     "nested user namespace": Attack(call(272, "0x10000000") if X86 else "", BY_ROOT if X86 else "numbers of x86-64"),
     "nested network namespace": Attack(call(272, "0x40000000") if X86 else "", BY_ROOT if X86 else "numbers of x86-64"),
     "clone into a user namespace": Attack(
@@ -211,8 +214,8 @@ if libc.mount(b"none", b"m", b"tmpfs", 0, 0) == 0:
         """
 import ctypes
 libc = ctypes.CDLL(None)
-if libc.mq_open(b"/retort-TOKEN", 0o102, 0o600, None) >= 0:
-    libc.mq_unlink(b"/retort-TOKEN")
+if libc.mq_open(b"/retort-$TOKEN", 0o102, 0o600, None) >= 0:
+    libc.mq_unlink(b"/retort-$TOKEN")
     print("won")
 """
     ),
@@ -236,9 +239,9 @@ os.wait()
         """
 import os
 for top in ("/usr", "/etc", "/bin", "/", "/var", "/opt", "/.retort", "/dev"):
-    try: open(f"{top}/retort-TOKEN", "w").close()
+    try: open(f"{top}/retort-$TOKEN", "w").close()
     except OSError: continue
-    os.unlink(f"{top}/retort-TOKEN")
+    os.unlink(f"{top}/retort-$TOKEN")
     print("won"); break
 """,
         BY_ROOT,
@@ -251,7 +254,7 @@ for top in ("/usr", "/etc", "/bin", "/", "/var", "/opt", "/.retort", "/dev"):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What there is to be had on the host: words of the scripts, and what stands for them."""
+    """What there is to be had on the host, by its word in the scripts."""
     token = secrets.token_hex(8)
     secret = tmp_path_factory.mktemp("secret") / "file"
     secret.write_text(token)
@@ -294,10 +297,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def told(name: str, host: dict[str, str]) -> str:
-    script = ATTACKS[name].script
-    for word, value in host.items():
-        script = re.sub(rf"(?<![A-Z_]){word}(?![A-Z_])|(?<=root){word}", lambda _, value=value: value, script)  # type: ignore[misc]
-    return script
+    return Template(ATTACKS[name].script).substitute(host)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,19 +16,6 @@ from retort.sandboxes.bwrap import BwrapSandbox
 
 NAP = f"{2000 + os.getpid()}"  # seconds that nobody else on this machine sleeps
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="holds with root alone")
-
-
-def python(sandbox: BwrapSandbox, script: str) -> str:
-    """What the script printed, or the last line of its error."""
-    done = sandbox.exec(["python3", "-c", script], timeout=20)
-    return (done.stdout or done.stderr.splitlines()[-1]).decode().strip()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
 
 
 @needs_root
@@ -54,7 +40,9 @@ def test_the_host_is_out_of_sight(bwrap: BwrapSandbox) -> None:
 
 
 @needs_root
-def test_a_uid_of_its_own(bwrap: BwrapSandbox, living: Callable[[str], list[int]]) -> None:
+def test_a_uid_of_its_own(
+    bwrap: BwrapSandbox, living: Callable[[str], list[int]], wait_until: Callable[..., bool]
+) -> None:
     with BwrapSandbox() as other:
         uids = set()
         for sandbox, seconds in ((bwrap, f"{NAP}.1"), (other, f"{NAP}.2")):
@@ -78,7 +66,9 @@ def test_a_dead_init_is_a_closed_sandbox(groups: Callable[[int], set[Path]]) -> 
 
 
 def test_a_killed_supervisor_leaves_nothing(
-    groups: Callable[[int], set[Path]], living: Callable[[str], list[int]]
+    groups: Callable[[int], set[Path]],
+    living: Callable[[str], list[int]],
+    wait_until: Callable[..., bool],
 ) -> None:
     script = (
         "import sys, threading, time\n"
@@ -108,7 +98,11 @@ def test_a_killed_supervisor_leaves_nothing(
     assert wait_until(swept)
 
 
-def test_closing_leaves_nothing(groups: Callable[[int], set[Path]], living: Callable[[str], list[int]]) -> None:
+def test_closing_leaves_nothing(
+    groups: Callable[[int], set[Path]],
+    living: Callable[[str], list[int]],
+    wait_until: Callable[..., bool],
+) -> None:
     before = groups(os.getpid())
     with BwrapSandbox() as sandbox:
         sandbox.exec(f"setsid sleep {NAP}.4 > /dev/null 2>&1 &")
@@ -130,7 +124,7 @@ def test_a_demand_without_cgroups_is_refused(monkeypatch: pytest.MonkeyPatch, li
         BwrapSandbox(limits)
 
 
-def test_defaults_without_cgroups_work_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_without_cgroups_work_and_say_so(monkeypatch: pytest.MonkeyPatch, python: Callable[..., str]) -> None:
     monkeypatch.setattr(cgroups, "tree", lambda: None)
     with BwrapSandbox() as sandbox:
         assert sandbox.capabilities()["memory_mb"].startswith("inactive: no cgroup")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
 import pytest
@@ -11,19 +10,6 @@ from retort.sandboxes.base import Limits, SandboxError
 from retort.sandboxes.guest import Guest
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="holds with root alone")
-
-
-def python(sandbox: Guest, script: str) -> str:
-    """What the script printed, or the last line of its error."""
-    done = sandbox.exec(["python3", "-c", script], timeout=20)
-    return (done.stdout or done.stderr.splitlines()[-1]).decode().strip()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
 
 
 @needs_root
@@ -36,11 +22,11 @@ def test_memory_bomb_across_processes(fence: Callable[..., Guest]) -> None:
         assert (after.stdout, after.oom_killed) == (b"alive\n", False)
 
 
-def test_memory_of_one_process(fenced: Guest) -> None:
+def test_memory_of_one_process(fenced: Guest, python: Callable[..., str]) -> None:
     assert python(fenced, "bytearray(900 << 20)") == "MemoryError"
 
 
-def test_fork_bomb(fenced: Guest) -> None:
+def test_fork_bomb(fenced: Guest, python: Callable[..., str]) -> None:
     script = """
 import os, time
 count = 0
@@ -62,7 +48,7 @@ except BlockingIOError:
     assert fenced.exec("echo alive").stdout == b"alive\n"
 
 
-def test_no_room_for_a_shell_is_an_error_that_reset_mends(fenced: Guest) -> None:
+def test_no_room_for_a_shell_is_an_error_that_reset_mends(fenced: Guest, wait_until: Callable[..., bool]) -> None:
     fenced.open_terminal().close()  # a shell may have been waiting since the reset
     fill = "import os, time\ntry:\n while True:\n  if not os.fork(): time.sleep(60)\nexcept OSError: time.sleep(60)"
     fenced.exec(f"python3 -c '{fill}' > /dev/null 2>&1 &")
@@ -83,7 +69,7 @@ def test_disk_fill(fenced: Guest, place: str) -> None:
     assert fenced.exec(f"ls -A {place}").stdout == b""
 
 
-def test_network(fenced: Guest) -> None:
+def test_network(fenced: Guest, python: Callable[..., str]) -> None:
     assert python(fenced, "import socket; print([name for _, name in socket.if_nameindex()])").endswith(
         "Operation not permitted"
     )
@@ -148,7 +134,7 @@ def test_reading_out_goes_through_no_link_to_init(fenced: Guest) -> None:
 
 
 @needs_root
-def test_cpus(fence: Callable[..., Guest]) -> None:
+def test_cpus(fence: Callable[..., Guest], python: Callable[..., str]) -> None:
     with fence(Limits(cpus=0.25)) as sandbox:
         assert sandbox.capabilities()["cpus"] == "active"
         spin = "import os, time; end = time.time() + 1\nwhile time.time() < end: pass\nprint(sum(os.times()[:2]) < 0.6)"

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from retort.sandboxes.bwrap import BwrapSandbox
@@ -69,7 +70,7 @@ def leftovers(pid: int, descendants: dict[int, str], mounts: set[str]) -> dict[s
     """What there still is of the supervisor `pid`'s on this host; whatever others do here is not counted."""
     found = {
         "processes": [f"{child}" for child, start in descendants.items() if start and started(child) == start],
-        "mounts": [path for path in mounted() - mounts if f"-{pid}-" in path],
+        "mounts": list(mounts & mounted()),
         "cgroups": [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*-{pid}-*-*")],
         "folders": [path.name for path in Path(tempfile.gettempdir()).glob(f"retort-*-{pid}-*")],
     }
@@ -80,9 +81,15 @@ def mounted() -> set[str]:
     return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def kill_while_playing(name: str, episodes: int, at_once: int, wait_s: float, start: Callable[[], object]) -> int:
-    """Returns the pid of the supervisor that was killed."""
-    mounts = mounted()
+def kill_while_playing(
+    name: str,
+    episodes: int,
+    at_once: int,
+    wait_s: float,
+    start: Callable[[], object],
+    mounts_of: Callable[[int], set[str]] = lambda _: set(),
+) -> int:
+    """Returns the pid of the supervisor that was killed. mounts_of: what it has mounted on this host, by its pid."""
     command = [sys.executable, "-c", EPISODES, name, str(episodes), str(at_once)]
     supervisor = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert supervisor.stdout
@@ -91,7 +98,7 @@ def kill_while_playing(name: str, episodes: int, at_once: int, wait_s: float, st
         assert out.readline() == b"played\n", errors.read()
         time.sleep(wait_s)
         supervisor.send_signal(signal.SIGSTOP)  # so that what is counted is what it has
-        descendants = family(supervisor.pid)
+        descendants, mounts = family(supervisor.pid), mounts_of(supervisor.pid)
         supervisor.kill()
         supervisor.wait()
     start()  # which sweeps
@@ -122,10 +129,21 @@ def test_docker_leaves_nothing(docker_image: Path) -> None:
     def start() -> None:
         DockerSandbox(docker_image).close()
 
+    def containers(pid: int) -> list[Any]:
+        with engine() as client:
+            found = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+            return [container for container in found if f"-{pid}-" in container.labels[LABEL]]
+
+    seen: set[str] = set()
+
+    def mounts_of(pid: int) -> set[str]:
+        held = {container.attrs["GraphDriver"]["Data"]["MergedDir"] for container in containers(pid)} & mounted()
+        seen.update(held)
+        return held
+
     for turn in range(5):
         # The first two are killed while containers are on their way.
         episodes, wait_s = (1, moments.random() * 0.5) if turn < 2 else (20, moments.random() * 0.1)
-        pid = kill_while_playing(f"docker:{docker_image}", episodes, 4, wait_s, start)
-        with engine() as client:
-            found = client.containers.list(all=True, filters={"label": LABEL})
-            assert not [container for container in found if f"-{pid}-" in container.labels[LABEL]]
+        pid = kill_while_playing(f"docker:{docker_image}", episodes, 4, wait_s, start, mounts_of)
+        assert containers(pid) == []
+    assert seen  # or there would have been nothing to leave

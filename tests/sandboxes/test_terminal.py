@@ -36,7 +36,7 @@ def test_an_interactive_program(sandbox: Guest) -> None:
     terminal.send("echo in the $((1 + 1))nd\n")
     until(terminal, b"2nd")
     assert terminal.run("echo back").stdout == b"back\n"
-    assert terminal.restarts == 0  # type: ignore[attr-defined]
+    assert terminal.restarts == 0
 
 
 def test_ctrl_c_and_ctrl_d(sandbox: Guest) -> None:
