@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -72,11 +72,16 @@ def _layers() -> Finding:
             layers = dict(sandbox.capabilities())
     except SandboxError:
         return Finding("isolation", False, "no sandbox to ask")
+    active, missing = _held(layers)
+    advice = f"{missing}; root, or a delegated cgroup, gives the rest" if missing else ""
+    return Finding("isolation", not missing, active, advice)
+
+
+def _held(layers: Mapping[str, str]) -> tuple[str, str]:
+    """Which of a sandbox's layers are active, and which that were asked for are not, and why."""
     asked = {name: state for name, state in layers.items() if "not asked for" not in state}
-    missing = [f"{name} {state}" for name, state in asked.items() if state != "active"]
-    active = [name for name, state in asked.items() if state == "active"]
-    advice = f"{'; '.join(missing)}; root, or a delegated cgroup, gives the rest" if missing else ""
-    return Finding("isolation", not missing, ", ".join(active), advice)
+    active = ", ".join(name for name, state in asked.items() if state == "active")
+    return active, "; ".join(f"{name} {state}" for name, state in asked.items() if state != "active")
 
 
 def _package(name: str) -> str | None:
@@ -107,13 +112,10 @@ def _docker() -> Finding:
 
     try:
         with engine() as client:
-            held = layers(Limits(), client.info())
+            active, missing = _held(layers(Limits(), client.info()))
             number = client.version()["Version"]
     except SandboxError as error:
-        return Finding("docker", False, "no engine answers", f"{error}; no built-in environment needs it")
-    asked = {name: state for name, state in held.items() if "not asked for" not in state}
-    missing = "; ".join(f"{name} {state}" for name, state in asked.items() if state != "active")
-    active = ", ".join(name for name, state in asked.items() if state == "active")
+        return Finding("docker", False, "not usable here", f"{error}; no built-in environment needs it")
     return Finding("docker", True, f"engine {number}: {active}", missing)
 
 
