@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -56,13 +57,13 @@ def family(pid: int) -> dict[int, str]:
     found: dict[int, str] = {}
     todo = [pid]
     while todo:
-        for children in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            try:
-                below = [int(child) for child in children.read_text().split()]
-            except OSError:  # gone meanwhile
-                continue
-            found |= {child: started(child) for child in below}
-            todo += below
+        try:
+            listed = [path.read_text().split() for path in Path(f"/proc/{todo.pop()}/task").glob("*/children")]
+        except OSError:  # it is gone meanwhile, or a thread of it
+            continue
+        below = [int(child) for children in listed for child in children]
+        found |= {child: started(child) for child in below}
+        todo += below
     return found
 
 
@@ -71,7 +72,7 @@ def leftovers(pid: int, descendants: dict[int, str], mounts: set[str]) -> dict[s
     found = {
         "processes": [f"{child}" for child, start in descendants.items() if start and started(child) == start],
         "mounts": list(mounts & mounted()),
-        "cgroups": [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*-{pid}-*-*")],
+        "cgroups": [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if f"-{pid}-" in os.path.basename(folder)],
         "folders": [path.name for path in Path(tempfile.gettempdir()).glob(f"retort-*-{pid}-*")],
     }
     return {kind: some for kind, some in found.items() if some}
