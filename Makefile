@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install sandbox docker demo test lint bench clean
+.PHONY: install packages sandbox docker demo test lint bench clean
 
 install: sandbox $(VENV)/installed
 
@@ -14,6 +14,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		{ echo "expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docker,dev]'
+	@touch $@
+
+# Benchmarks that the tests play. What stands in packages.txt asks for far more than its data and checkers need, so it
+# comes without its dependencies.
+packages: $(VENV)/packages
+
+$(VENV)/packages: $(VENV)/installed packages.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement packages.txt
 	@touch $@
 
 # The sandbox needs bubblewrap, and a system Python and libseccomp beside it; Debian has all three.
@@ -38,7 +47,7 @@ docker:
 demo: install
 	$(BIN)/retort demo --seed $(SEED)
 
-test: install docker
+test: install packages docker
 	$(BIN)/python -m pytest
 
 lint: install

@@ -16,11 +16,13 @@ is never scored 0. What the policy did wrong is an ordinary step with a low rewa
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import gymnasium
@@ -32,6 +34,22 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 class UsageError(ValueError):
     """Something that the user can mend; the message says what was expected, what was found and the nearest choice."""
+
+
+class MissingPackage(UsageError, ImportError):
+    """An environment's package is not installed; the message has the command that installs it."""
+
+
+def needed(module: str, install: str) -> ModuleType:
+    """Imports what an environment is built on. install: the exact command that adds it.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"the package of {error.name or module!r} is not installed: {install}") from error
 
 
 class Source(StrEnum):
@@ -79,6 +97,33 @@ class TaskRef:
     digest: str
     split: Split
     family: str = ""
+
+
+def step_info(
+    task: TaskRef,
+    *,
+    feedback: Iterable[Feedback] = (),
+    components: Mapping[str, float] | None = None,
+    success: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """`info` with every key of the contract. success: None while the episode goes on; False is the policy's failure."""
+    return {
+        "feedback": tuple(feedback),
+        "reward_components": dict(components or {}),
+        "success": success,
+        "failure": Failure.POLICY if success is False else None,
+        "task": task,
+        "tools": list(tools),
+    }
+
+
+def checked_split(split: str) -> Split:
+    """The split of that name. Raises UsageError, with the nearest one."""
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
 
 
 def content_digest(content: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
-from retort.envs.base import SPLITS, TextEnv, UsageError, nearest
+from retort.envs.base import SPLITS, MissingPackage, TextEnv, UsageError, nearest
 from retort.sandboxes.base import SandboxError
 
 
@@ -33,6 +33,8 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
         arguments["split"] = split
     try:
         env: gymnasium.Env[str, str] = gymnasium.make(env_id, **arguments)
+    except MissingPackage as error:
+        raise MissingPackage(f"{env_id}: {error}") from error
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"{env_id} cannot be made with {arguments}: {error}") from error
     if not isinstance(env.unwrapped, TextEnv):

@@ -15,10 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from gymnasium.error import ResetNeeded
-from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, UsageError, nearest
+from retort.envs.base import (
+    Feedback,
+    Source,
+    Split,
+    TaskRef,
+    TextEnv,
+    TextSpace,
+    UsageError,
+    checked_split,
+    nearest,
+    step_info,
+)
+from retort.envs.room import Room, run_line, shown
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
-from retort.sandboxes.base import ExecResult, FileState, Limits, Sandbox, SandboxClosed, Terminal
-from retort.sandboxes.named import STARTERS, is_name, open_sandbox
+from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Terminal
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
@@ -71,10 +82,6 @@ class ShellEnv(TextEnv):
         explain: bool = False,
         command_s: float = 2.0,
     ) -> None:
-        if split not in SPLITS:
-            raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
-        if not is_name(str(sandbox)):
-            raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), STARTERS)}")
         for name, value in (
             ("max_turns", max_turns),
             ("observation_chars", observation_chars),
@@ -82,13 +89,13 @@ class ShellEnv(TextEnv):
         ):
             if value is not None and value <= 0:
                 raise UsageError(f"{name}: expected a number above 0, found {value}")
-        self.split, self.sandbox, self.max_turns, self.explain = split, sandbox, max_turns, explain
+        self.split, self.max_turns, self.explain = checked_split(split), max_turns, explain
+        self._room = Room(sandbox, Limits(wall_s=command_s))
         self.families = _families(split, families)
         self.observation_chars, self.command_s = observation_chars, command_s
         self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
         self._refs: dict[str, TaskRef] = {}
         self._listed: tuple[TaskRef, ...] = ()
-        self._room: Sandbox | None = None
         self._terminal: Terminal | None = None
         self._task: Task | None = None
         self._turn = 0
@@ -100,7 +107,7 @@ class ShellEnv(TextEnv):
         return self._listed
 
     def backend(self) -> str:
-        return self.sandbox
+        return self._room.sandbox
 
     def gold(self, observation: str) -> str:
         """The next action of the gold plan; right as long as the episode has followed it so far."""
@@ -125,14 +132,14 @@ class ShellEnv(TextEnv):
         ref = self._refs[key] if key in self._refs and len(options or {}) == 1 else refs[self.pick(refs, options)]
         self._task, self._turn, self._terminal = None, 0, None
         job = task(ref.key)
-        room = self._fresh_room()
+        room = self._room.fresh()
         for name, state in job.files.items():
             room.write_file(name, state.data, mode=state.mode)
         self._terminal = room.open_terminal()
         self._terminal.run("")  # a shell that does not start is the host's fault; one that ends later, the agent's
         self._task = job
         text = f"{PROTOCOL}\n{job.instruction}" if self.explain else job.instruction
-        return text, {**self._info(), "tools": []}
+        return text, step_info(job.ref)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._current()
@@ -150,47 +157,23 @@ class ShellEnv(TextEnv):
             return self._end(LOST, (Feedback(LOST, Source.RUNTIME_ERROR, turn, True),), None, lost=True)
         seen = (Feedback(observation, Source.TERMINAL_STATE, turn, True),) if observation else ()
         if self._turn < self.max_turns:
-            return observation, 0.0, False, False, self._info(feedback=seen)
+            return observation, 0.0, False, False, step_info(self._current().ref, feedback=seen)
         return self._end(observation, seen, None)
 
     def close(self) -> None:
         self._terminal = self._task = None
-        if self._room is not None:
-            self._room.close()
-            self._room = None
+        self._room.close()
 
     def _current(self) -> Task:
         if self._task is None:
             raise ResetNeeded("there is no episode: call reset first")
         return self._task
 
-    def _fresh_room(self) -> Sandbox:
-        """The warm sandbox made clean, or a new one."""
-        if self._room is not None:
-            try:
-                self._room.reset()
-                return self._room
-            except SandboxClosed:
-                self._room.close()
-        self._room = open_sandbox(self.sandbox, Limits(wall_s=self.command_s))
-        return self._room
-
     def _run(self, terminal: Terminal, action: str) -> str:
         if not self.action_space.contains(action):
             return "command too long"
-        # No shell can be sent NUL, nor half a character.
-        line = action.replace("\0", "").encode(errors="replace").decode()
-        result = terminal.run(line, timeout=self.command_s, interactive=False)
-        self._answers()
+        result = run_line(self._room.held, terminal, action, self.command_s)
         return shown(result, self.observation_chars or self._current().budget)
-
-    def _answers(self) -> None:
-        """Raises SandboxClosed if the command that just ran has ended the sandbox, but not its shell."""
-        assert self._room is not None
-        try:
-            self._room.list_dir()
-        except OSError:
-            pass  # the agent may have locked the folder; an error is an answer
 
     def _end(
         self,
@@ -201,35 +184,18 @@ class ShellEnv(TextEnv):
         said: bool = False,
         lost: bool = False,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        job, room = self._current(), self._room
-        assert room is not None
-        self._terminal = None
+        job, self._terminal = self._current(), None
         if lost:
             grade = Grade(False, False, False, "expected done; found no shell")
         else:
-            grade = _graded_in(room, job, answer, said=said)
-        info = self._info(
+            grade = _graded_in(self._room.held, job, answer, said=said)
+        info = step_info(
+            job.ref,
             feedback=(*seen, *lessons(job, grade, self._turn - 1)),
-            reward_components=grade.components,
+            components=grade.components,
             success=grade.success,
-            failure=None if grade.success else Failure.POLICY,
         )
         return observation, float(grade.success), said or lost, not (said or lost), info
-
-    def _info(
-        self,
-        feedback: tuple[Feedback, ...] = (),
-        reward_components: Mapping[str, float] | None = None,
-        success: bool | None = None,
-        failure: Failure | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "feedback": feedback,
-            "reward_components": dict(reward_components or {}),
-            "success": success,
-            "failure": failure,
-            "task": self._current().ref,
-        }
 
 
 def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -246,26 +212,6 @@ def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
     if not asked:
         raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
     return tuple(name for name in offered if name in asked)
-
-
-def shown(result: ExecResult, limit: int) -> str:
-    """Terminal output as an observation: at most `limit` characters of it, cut in the middle at a mark, and how the
-    command ended, unless that was exit code 0."""
-    text = result.text.rstrip("\n")
-    if len(text) > limit:
-        text = f"{text[: (limit + 1) // 2]} ... {text[len(text) - limit // 2 :]}"
-    end = _ending(result)
-    return f"{text}\n{end}" if text and end else text + end
-
-
-def _ending(result: ExecResult) -> str:
-    if result.timed_out:
-        return "timed out"
-    if result.signal:
-        return f"signal {result.signal}"
-    if result.exit_code is None:
-        return "new shell"
-    return f"exit {result.exit_code}" if result.exit_code else ""
 
 
 def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, said: bool) -> Grade:

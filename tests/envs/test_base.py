@@ -6,7 +6,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from retort.envs.base import TaskRef, TextEnv, TextSpace, content_digest, nearest
+from retort.envs.base import (
+    Failure,
+    Feedback,
+    MissingPackage,
+    Source,
+    TaskRef,
+    TextEnv,
+    TextSpace,
+    UsageError,
+    checked_split,
+    content_digest,
+    nearest,
+    needed,
+    step_info,
+)
 
 REFS = [TaskRef(f"say/{number}", f"{number}", "train") for number in range(5)]
 
@@ -71,3 +85,23 @@ def test_digest_is_of_the_content() -> None:
     assert content_digest(one) == content_digest(dict(reversed(one.items())))
     assert content_digest(one) != content_digest({"a": 2, "b": ["é"]})
     assert content_digest([]) == "4f53cda18c2baa0c"  # SHA-256 of "[]"
+
+
+def test_what_a_step_says() -> None:
+    going, won, lost = (step_info(REFS[0], success=success) for success in (None, True, False))
+    assert set(going) == {"feedback", "reward_components", "success", "failure", "task", "tools"}
+    assert [info["failure"] for info in (going, won, lost)] == [None, None, Failure.POLICY]
+    hint = Feedback("so", Source.HINT, 0, False)
+    assert step_info(REFS[0], feedback=[hint], components={"goal": 1.0})["feedback"] == (hint,)
+
+
+def test_a_split_by_name() -> None:
+    assert checked_split("test") == "test"
+    with pytest.raises(UsageError, match="did you mean 'train'"):
+        checked_split("trian")
+
+
+def test_a_package_that_is_missing_names_its_command() -> None:
+    assert needed("json", "pip install nothing").dumps([]) == "[]"
+    with pytest.raises(MissingPackage, match="'no_such_package' is not installed: pip install 'retort-rl\\[x\\]'"):
+        needed("no_such_package.inner", "pip install 'retort-rl[x]'")
