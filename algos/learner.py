@@ -80,7 +80,8 @@ class UpdateStats:
     """What one update did.
 
     loss: weighted sum of `terms`, each by its name. grad_norm: before clipping. tokens: read by the model, without
-    padding; scored: that a term depends on. skipped: why no step was made, or "".
+    padding; scored: that a term depends on. gap: nats, the largest distance of a scored token's log-prob from its
+    proximal one, before the step. skipped: why no step was made, or "".
     """
 
     loss: float
@@ -90,6 +91,7 @@ class UpdateStats:
     tokens: int
     scored: int
     micro_batches: int
+    gap: float = 0.0
     skipped: str = ""
 
     def metrics(self) -> dict[str, float | int | str]:
@@ -155,16 +157,16 @@ class Learner:
             raise ValueError("a term has a token at position 0, which nothing stands before")
         lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
         rows = np.flatnonzero(lengths)
-        values = {term.name: 0.0 for term in terms}
+        values, gap = {term.name: 0.0 for term in terms}, 0.0
         micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
             index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
-            for name, value in self._backward(
+            found, distance = self._backward(
                 _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
-            ).items():
-                values[name] += value
+            )
+            values, gap = {name: values[name] + found[name] for name in values}, max(gap, distance)
         self.model.eval()
         total = sum(term.weight * values[term.name] for term in terms)
         read, scored = int((lengths[rows] - 1).sum()), int(needed.sum())
@@ -176,7 +178,7 @@ class Learner:
         if not skipped:
             self._step()
         self._zero()
-        return UpdateStats(total, values, norm, rate, read, scored, len(micro), skipped)
+        return UpdateStats(total, values, norm, rate, read, scored, len(micro), gap, skipped)
 
     def _backward(
         self,
@@ -186,14 +188,17 @@ class Learner:
         loss: Loss,
         options: Any,
         counts: Mapping[str, float],
-    ) -> dict[str, float]:
-        """Adds the gradient of one micro-batch; returns its share of each term's value."""
-        terms = loss(batch, credit, self._student(batch, needed), options)
+    ) -> tuple[dict[str, float], float]:
+        """Adds the gradient of one micro-batch; returns its share of each term's value, and its gap."""
+        student = self._student(batch, needed)
+        terms = loss(batch, credit, student, options)
         folded = {term.name: term.aggregate(term.value, term.mask, count=counts[term.name]) for term in terms}
         total = torch.stack([term.weight * folded[term.name] for term in terms]).sum()
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
-        return dict(zip(folded, torch.stack([value.detach() for value in folded.values()]).tolist(), strict=True))
+        gap = (student.logp.detach() - batch.proximal_logp).abs().max()
+        told = torch.stack([gap, *(value.detach() for value in folded.values())]).tolist()
+        return dict(zip(folded, told[1:], strict=True)), told[0]
 
     def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
         """The current weights' word on the needed tokens, and the proximal values elsewhere."""

@@ -91,9 +91,12 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     batch = collate(trajectories, rows)
     if recipe.rollouts:
         with clock.stage("student"):
-            k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
-            scores = parts.learner.score(rows.sequences, rows.positions, k=k, temperature=batch.temperature.tolist())
-            batch = with_proximal(batch, rows, scores)
+            if not own_words(recipe, config):
+                k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+                heat = batch.temperature.tolist()
+                batch = with_proximal(
+                    batch, rows, parts.learner.score(rows.sequences, rows.positions, k=k, temperature=heat)
+                )
             if parts.reference is not None:
                 with parts.learner.arithmetic():
                     told = parts.reference.logp(
@@ -112,6 +115,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+    gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs().max().item()
     if parts.teacher is not None and not stats.skipped:
         parts.teacher.follow()
     parts.policy.version = step + 1
@@ -120,9 +124,19 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         **metrics,
         **stats.metrics(),
         **credit.metrics,
+        "sampler_gap_nats": max(gap, stats.gap),
         **{f"share_{name}": share for name, share in credit.share.items()},
         "seconds": clock.seconds,
     }
+
+
+def own_words(recipe: Recipe, config: TrainConfig) -> bool:
+    """Whether the log-probs that the policy sampled with are the learner's own, and no others are asked for.
+
+    The policy samples with the learner's weights. In float32 that is one number up to rounding, which the update
+    measures; in bfloat16 the ways to compute it differ by too much, and the learner scores what was sampled.
+    """
+    return recipe.support == "sampled" and config.learner.dtype == "float32"
 
 
 def teacher_views(
@@ -186,10 +200,8 @@ def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
 
 def _coverage(batch: TokenBatch, views: Sequence[TeacherView]) -> dict[str, float]:
     tokens = max(int(batch.mask.sum()), 1)
-    gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs()
     covered = int(batch.teacher_mask.any(0).sum()) if batch.teacher_mask.shape[0] else 0
     return {
-        "sampler_gap_nats": float(gap.max()),
         "teacher_coverage": covered / tokens,
         "context_tokens_cut": sum(view.cut for view in views),
     }

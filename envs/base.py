@@ -177,12 +177,15 @@ class TextEnv(gymnasium.Env[str, str]):
     the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
 
     held_out: families that the train split never has; reports keep them apart.
+    blocking: whether `reset` and `step` wait for something outside of this process, such as a sandbox. Where they do
+        not, say False, and a runner of many episodes saves the thread that it would wait in.
     verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it per instance)
     observation_space: gymnasium.Space[str]
     action_space: gymnasium.Space[str]
+    blocking: ClassVar[bool] = True
     verifier_version: ClassVar[str] = "1"
     held_out: ClassVar[tuple[str, ...]] = ()
 
