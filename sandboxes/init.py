@@ -24,8 +24,11 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes a tenth of a start
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 HEADER = struct.Struct("!IQ")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
