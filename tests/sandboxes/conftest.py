@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from retort.sandboxes import cgroups
-from retort.sandboxes.base import Limits, SandboxClosed, SandboxUnavailable
+from retort.sandboxes.base import Limits, Preferred, SandboxClosed, SandboxUnavailable
 from retort.sandboxes.bwrap import BwrapSandbox
 from retort.sandboxes.docker import DockerSandbox, engine
 from retort.sandboxes.engine import private_engine
@@ -131,7 +131,7 @@ def fenced_in_little(fence: Callable[..., Guest], _little: list[Guest]) -> Guest
     try:
         _little[-1].reset()
     except (IndexError, SandboxClosed):
-        _little.append(fence(Limits(memory_mb=96, pids=64, disk_mb=16, output_bytes=10_000)))
+        _little.append(fence(Limits(memory_mb=Preferred(96), pids=64, disk_mb=16, output_bytes=10_000)))
     return _little[-1]
 
 
