@@ -39,7 +39,7 @@ class TokenBatch:
     teacher_mask, teacher_logp, teacher_entropy, teacher_rest_logp: [N,B,T].
     support_ids: [B,T,K]; proximal_support_logp: [B,T,K]; proximal_rest_logp, proximal_entropy: [B,T];
         teacher_support_logp: [N,B,T,K].
-    Rest is the log-mass outside the support. step: the 0-based number of the update.
+    Rest is the log-mass outside the support. step: the 0-based number of the update. vocabulary: entries in it.
     """
 
     tokens: Tensor
@@ -64,6 +64,7 @@ class TokenBatch:
     proximal_entropy: Tensor | None = None
     teacher_support_logp: Tensor | None = None
     step: int = 0
+    vocabulary: int = 0
 
     @property
     def has_teacher(self) -> Tensor:

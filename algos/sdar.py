@@ -33,16 +33,14 @@ Gate = Literal["gap", "entropy", "soft_or"]
 
 
 class SDAROptions(grpo.GRPOOptions):
-    """coef: of the second term. beta, gate: of the gate. vocabulary: entries that entropies are divided by the log of.
-
-    skills: what the teacher reads. teacher: the current weights, once before each update.
+    """coef: of the second term. beta, gate: of the gate. skills: what the teacher reads. teacher: the current weights,
+    once before each update.
     """
 
     kl_coef: float = Field(default=0.01, ge=0)
     coef: float = Field(default=0.01, ge=0)
     beta: float = Field(default=5.0, ge=0)
     gate: Gate = "gap"
-    vocabulary: int = Field(default=150_000, ge=2)
     skills: SkillOptions = SkillOptions()
     teacher: TeacherOptions = TeacherOptions(kind="current")
 
@@ -104,7 +102,7 @@ def credit(batch: TokenBatch, options: SDAROptions) -> Credit:
     found = grpo.credit(batch, options)
     taught = batch.mask & batch.teacher_mask[0]
     gap = (batch.teacher_logp[0] - batch.proximal_logp).masked_fill(~taught, 0)
-    open_ = GATES[options.gate](gap, _share(batch, options), options.beta).masked_fill(~taught, 0)
+    open_ = GATES[options.gate](gap, _share(batch), options.beta).masked_fill(~taught, 0)
     count = max(1, int(taught.sum()))
     metrics = {**found.metrics, "tokens_taught": count / max(1, int(batch.mask.sum())) if taught.any() else 0.0}
     metrics["gate"] = open_.sum().item() / count
@@ -114,14 +112,14 @@ def credit(batch: TokenBatch, options: SDAROptions) -> Credit:
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: SDAROptions) -> tuple[Term, ...]:
     """GRPO's terms and the gated pull."""
     terms = grpo.loss(batch, credit, student, options)
-    pull = partial(auxiliary, beta=options.beta, gate=options.gate, entropy=_share(batch, options))
+    pull = partial(auxiliary, beta=options.beta, gate=options.gate, entropy=_share(batch))
     taught = credit.mask["sdar"]
     teacher = torch.where(taught, batch.teacher_logp[0], student.logp.detach())
     return (*terms, Term("sdar", pull(student.logp, teacher), taught, options.coef, token_mean))
 
 
-def _share(batch: TokenBatch, options: SDAROptions) -> Tensor | None:
-    return None if batch.proximal_entropy is None else batch.proximal_entropy / math.log(options.vocabulary)
+def _share(batch: TokenBatch) -> Tensor | None:
+    return None if batch.proximal_entropy is None else batch.proximal_entropy / math.log(batch.vocabulary)
 
 
 RECIPE = Recipe(

@@ -24,9 +24,12 @@ from retort.agents.store import write
 from retort.algos.base import Recipe, TokenBatch
 from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
+from retort.algos.episodes import seed_of
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
 from retort.feedback.base import TeacherView, guard
+
+JUDGE = 1 << 32  # a place in the tree of seeds that no episode has
 
 
 @dataclass
@@ -85,18 +88,23 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
             write(run.rollouts(step + 1), played)
+        trajectories = _kept(recipe, trajectories)
+        if recipe.judge is not None:
+            with clock.stage("judge"):
+                judge = recipe.judge(config.options)
+                trajectories = list(judge(trajectories, parts.policy, parts.chat, seed_of(config.seed, step, JUDGE)))
     if not any(trajectory.sampled_tokens for trajectory in trajectories):
         return {"step": step + 1, **metrics, "skipped": "no usable episode has a model token", "seconds": clock.seconds}
     rows = flatten(trajectories)
-    batch = collate(trajectories, rows)
+    batch = collate(trajectories, rows, step=step, vocabulary=parts.learner.vocabulary)
     if recipe.rollouts:
         with clock.stage("student"):
             if not own_words(recipe, config):
                 k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+                asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
                 heat = batch.temperature.tolist()
-                batch = with_proximal(
-                    batch, rows, parts.learner.score(rows.sequences, rows.positions, k=k, temperature=heat)
-                )
+                scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
+                batch = with_proximal(batch, rows, scored)
             if parts.reference is not None:
                 with parts.learner.arithmetic():
                     told = parts.reference.logp(
@@ -118,6 +126,8 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs().max().item()
     if parts.teacher is not None and not stats.skipped:
         parts.teacher.follow()
+    if parts.memory is not None:
+        parts.memory.learn(trajectories)
     parts.policy.version = step + 1
     return {
         "step": step + 1,
@@ -136,7 +146,7 @@ def own_words(recipe: Recipe, config: TrainConfig) -> bool:
     The policy samples with the learner's weights. In float32 that is one number up to rounding, which the update
     measures; in bfloat16 the ways to compute it differ by too much, and the learner scores what was sampled.
     """
-    return recipe.support == "sampled" and config.learner.dtype == "float32"
+    return recipe.support == "sampled" and not recipe.student_entropy and config.learner.dtype == "float32"
 
 
 def teacher_views(
@@ -153,7 +163,7 @@ def teacher_views(
     found: list[TeacherView] = []
     for place, group in enumerate(order):
         giver = order[(place + turn) % len(order)] if config.feedback == "shuffled" else group
-        found += recipe.views(
+        found += (parts.memory or recipe).views(
             [trajectories[index] for index in members[group]],
             [trajectories[index] for index in members[giver]],
             [rows.of[index] for index in members[group]],
@@ -177,6 +187,15 @@ def teacher_scores(
         temperature=[float(batch.temperature[view.row]) for view in views],
         max_tokens=config.learner.micro_tokens,
     )
+
+
+def _kept(recipe: Recipe, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The episodes of groups that teach something; all of them where none does."""
+    groups: dict[int, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.group, []).append(trajectory)
+    kept = [item for group in groups.values() if recipe.keep is None or recipe.keep(group) for item in group]
+    return kept or list(trajectories)
 
 
 def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:

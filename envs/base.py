@@ -239,5 +239,5 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
     choices = list(valid)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
-    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    shown = ", ".join(choices[:20]) + (", ..." if len(choices) > 20 else "")
     return f"did you mean {close[0]!r}? valid: {shown}" if close else f"valid: {shown}"
