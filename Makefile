@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install packages sandbox docker demo test lint bench clean
+.PHONY: install packages sandbox docker demo test lint conformance bench clean
 
 install: sandbox $(VENV)/installed
 
@@ -52,6 +52,10 @@ test: install packages docker
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Our losses beside those of TRL, verl, AReaL and sdpo_rl, which get a virtual environment of their own.
+conformance: install
+	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md
 
 bench: install
 	$(BIN)/python benchmarks/run.py

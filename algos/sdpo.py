@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 from pydantic import Field
-from retort.algos.aggregate import token_mean
+from retort.algos.aggregate import lift, token_mean
 from retort.algos.base import Credit, Options, Recipe, Student, TeacherOptions, Term, TokenBatch
 from retort.algos.divergences import Rest, jsd, restrict, with_rest
 from retort.algos.grpo import Correction
@@ -52,7 +52,7 @@ def token_divergence(
     student_logits: Tensor, teacher_logits: Tensor, *, k: int, alpha: float, rest: Rest = "tail"
 ) -> Tensor:
     """[B,T] divergence from logits [B,T,V] over the student's k likeliest entries; no gradient for the teacher."""
-    student, teacher = student_logits.float().log_softmax(-1), teacher_logits.detach().float().log_softmax(-1)
+    student, teacher = lift(student_logits).log_softmax(-1), lift(teacher_logits).detach().log_softmax(-1)
     ids = student.topk(min(k, student.shape[-1])).indices
     return jsd(restrict(student, ids, rest=rest), restrict(teacher, ids, rest=rest), alpha)
 
