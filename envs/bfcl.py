@@ -36,6 +36,7 @@ from retort.envs.bfcl_tasks import (
     INSTALL,
     Entry,
     answer,
+    apart,
     entries,
     fault_of,
     functions,
@@ -98,7 +99,7 @@ class BFCLEnv(TextEnv):
     def near_misses(self) -> Sequence[Sequence[str]]:
         """The plans of `mistakes` that the checker refuses."""
         entry = self._current()
-        return [plan_of(turns) for turns in mistakes(entry) if not judged(entry, turns)["valid"]]
+        return list(dict.fromkeys(plan_of(turns) for turns in mistakes(entry) if not judged(entry, turns)["valid"]))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
@@ -149,8 +150,11 @@ class BFCLEnv(TextEnv):
                 results.append(f"Error: {call.reason}")
                 continue
             fault = fault_of(call, self._methods)
-            results.append(f"Error during execution: {fault}" if fault else answer(self._methods[call.name], call))
-            sources.append(FAILS if fault else source(call))
+            said, ended = (
+                (f"Error during execution: {fault}", False) if fault else answer(self._methods[call.name], call)
+            )
+            results.append(said)
+            sources.append(source(call) if ended else FAILS)
         if sources:
             self._made[-1].append(sources)
         return results
@@ -209,17 +213,10 @@ def _difference(verdict: Mapping[str, Any], gold: Sequence[str]) -> str:
     kind = KINDS.get(verdict["error_type"])
     if kind == "state":
         name, found = next(iter(verdict["details"]["differences"].items()))
-        right, left = _apart(str(found["ground_truth"]), str(found["model"]))
-        return f"expected {name} {right}; found {left}"
+        right, left = apart(name, found["ground_truth"], found["model"])
+        return f"expected {right}; found {left}"
     if kind == "response":
         return f"expected the result {verdict['details']['missing_items'][0][:80]}; found no call that gives it"
     if kind == "calls":
         return f"expected {gold[0][:80]}; found no call"
     return "expected an end; found too many actions"
-
-
-def _apart(right: str, left: str) -> tuple[str, str]:
-    """Two texts from shortly before where they differ."""
-    same = next((at for at, pair in enumerate(zip(right, left, strict=False)) if pair[0] != pair[1]), 0)
-    start = max(same - 12, 0)
-    return tuple(f"{'...' * bool(start)}{text[start : start + 60]}" or "nothing" for text in (right, left))  # type: ignore[return-value]

@@ -11,6 +11,7 @@ import ast
 import decimal
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from functools import cache
 from inspect import getmembers, ismethod, signature
 from pathlib import Path
 from threading import Lock
+from types import FrameType
 from typing import Any
 
 from retort.envs.base import TaskRef, content_digest, nearest, needed
@@ -28,6 +30,7 @@ FAMILIES = ("base", "miss_func", "miss_param", "long_context")
 ENDING = "done"  # an action without a call
 FAILS = "no_such_function()"  # how the checker reads a call that was not made: an error, and nothing done
 LARGEST = 1000
+WORK = 100_000  # Python calls that an answer may take; the longest of the gold ones takes under a hundredth
 # Arguments of mathematics that take for ever, or all memory, above LARGEST.
 COSTLY = {"power": "exponent", "logarithm": "precision", "square_root": "precision", "round_number": "decimal_places"}
 # The services take microseconds, but the precision of numbers and a table of theirs are global.
@@ -166,19 +169,72 @@ def fault_of(call: Call, methods: Mapping[str, Any]) -> str:
     return ""
 
 
-def answer(method: Any, call: Call) -> str:
-    """What a service answers, as the package writes it."""
+@contextmanager
+def _bounded(calls: int) -> Iterator[None]:
+    """Ends work that makes more Python calls than that, as walking through folders that were copied into each other.
+
+    Raises:
+        RecursionError: in the midst of that work.
+    """
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise RecursionError("too much work")
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def answer(method: Any, call: Call) -> tuple[str, bool]:
+    """What a service answers, as the package writes it, and whether the call came to an end."""
     with _alone():
         try:
-            value = method(*call.positional, **call.arguments)
-            if isinstance(value, dict):
-                try:
-                    return json.dumps(value)
-                except (TypeError, ValueError):
-                    return str(value)
-            return str(value)
+            with _bounded(WORK):
+                return _written(method(*call.positional, **call.arguments)), True
+        except RecursionError:
+            return "Error during execution: too much work", False
         except Exception as error:  # of a service, about what it was given
-            return f"Error during execution: {error}"
+            return f"Error during execution: {error}", True
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def apart(name: str, right: Any, left: Any) -> tuple[str, str]:
+    """Where two unequal values first differ, as text: a key or a file of the first, and what the second has there."""
+    try:
+        with _bounded(WORK):
+            wanted, found = dict(_leaves(name, right)), dict(_leaves(name, left))
+    except RecursionError:
+        return name, "a knot"
+    place = next(path for path in [*wanted, *found, name] if path == name or wanted.get(path) != found.get(path))
+    first, second = wanted.get(place, "nothing"), found.get(place, "nothing")
+    same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(same - 12, 0)
+    dots = "..." * bool(start)
+    return f"{place} {dots}{first[start : start + 60]}", f"{dots}{second[start : start + 60]}"
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """What a value is made of, by path: the items of dictionaries, the files of folders, anything else as one."""
+    inner = getattr(value, "contents", value)
+    if isinstance(inner, dict) and inner:
+        for key, item in inner.items():
+            yield from _leaves(f"{path}/{key}", item)
+    else:
+        yield path, "a folder" if inner is not value else repr(getattr(value, "content", value))
 
 
 def source(call: Call) -> str:

@@ -139,17 +139,17 @@ def _python_calls(body: str, names: Collection[str]) -> list[Call | Unreadable]:
 
 
 def _from_python(node: ast.Call) -> Call | Unreadable:
-    name = ast.unparse(node.func)
-    positional, arguments = [], {}
-    for keyword, value in [(None, value) for value in node.args] + [(item.arg, item.value) for item in node.keywords]:
-        try:
-            literal = ast.literal_eval(value)
-        except (ValueError, TypeError, RecursionError, MemoryError):
-            return Unreadable(f"{name}: expected literal arguments; found {ast.unparse(value)[:40]}")
-        if keyword is None:
-            positional.append(literal)
-        else:
-            arguments[keyword] = literal
+    name, positional, arguments = ast.unparse(node.func), list[Any](), dict[str, Any]()
+    try:
+        for value in node.args:
+            positional.append(ast.literal_eval(value))
+        for item in node.keywords:
+            if item.arg is None:
+                return Unreadable(f"{name}: expected arguments by name; found **{ast.unparse(item.value)[:40]}")
+            value = item.value
+            arguments[item.arg] = ast.literal_eval(value)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return Unreadable(f"{name}: expected literal arguments; found {ast.unparse(value)[:40]}")
     return _sound(Call(name, arguments, tuple(positional)))
 
 

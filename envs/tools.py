@@ -39,7 +39,7 @@ PROTOCOL = (
     "When all is done, say done, or answer: X where something is asked.\n"
 )
 CALLS = 16  # in one action; the rest is not run
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?!\w)")
 
 
 @dataclass(frozen=True)

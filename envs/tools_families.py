@@ -191,7 +191,7 @@ def move(scene: Scene) -> Sketch:
 def count(scene: Scene) -> Sketch:
     draw, (first, second) = scene.draw, scene.people[:2]
     topic, other = draw.some(TOPICS, 2)
-    right, more, theirs = draw.number(1, 5), draw.number(1, 3), draw.number(1, 3)
+    right, more, theirs = draw.number(1, 9), draw.number(1, 3), draw.number(1, 3)
     lines = [(first, topic)] * right + [(first, other)] * more + [(second, topic)] * theirs
     order = draw.some([str(n) for n in range(len(lines))], len(lines))
     mails = [Mail(30 + n, *_from(lines[int(at)]), "See you.") for n, at in enumerate(order)]
@@ -228,7 +228,7 @@ def total(scene: Scene) -> Sketch:
         ((look, *reads), "done"),
         ((look,), f"answer: {len(sums)}"),
     )
-    return Sketch((first.mail, *map(str, sums)), (look, *reads), wrong, str(sum(sums)), mails=tuple(sorted(mails)))
+    return Sketch((first.mail,), (look, *reads), wrong, str(sum(sums)), mails=tuple(sorted(mails)))
 
 
 def reply(scene: Scene) -> Sketch:
@@ -252,12 +252,12 @@ def reply(scene: Scene) -> Sketch:
         )
     )
     orders = (other, *scene.orders[1:])
-    return Sketch((person.mail, str(order.id)), (*looks, send), wrong, orders=orders, mails=(*scene.mails, mail))
+    return Sketch((person.mail,), (*looks, send), wrong, orders=orders, mails=(*scene.mails, mail))
 
 
 def clear(scene: Scene) -> Sketch:
     draw, customer = scene.draw, scene.people[3].name
-    number, statuses = 1200, draw.some(["pending", "pending", *STATUSES[draw.number(0, 1) : 3]], 4)
+    number, statuses = 3000, draw.some(["pending", "pending", *STATUSES[draw.number(0, 1) : 3]], 4)
     mine = []
     for item, status in zip(draw.some(ITEMS, len(statuses)), statuses, strict=False):
         number += draw.number(1, 40)
@@ -273,7 +273,7 @@ def clear(scene: Scene) -> Sketch:
         ((look, *drops, foreign), "done"),
         ((look,), "done"),
     )
-    return Sketch((customer, *(str(order.id) for order in mine)), (look, *drops), wrong, orders=orders)
+    return Sketch((customer,), (look, *drops), wrong, orders=orders)
 
 
 def approve(scene: Scene) -> Sketch:

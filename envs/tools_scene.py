@@ -85,7 +85,7 @@ class Scene:
     def orders(self) -> tuple[Order, ...]:
         """Six orders: of each customer two of three items; the first is pending."""
         draw = self.drawing("orders")
-        items, number, orders = draw.some(ITEMS, 3), 1000, list[Order]()
+        items, number, orders = draw.some(ITEMS, 3), draw.number(1000, 1900), list[Order]()
         for place, customer in enumerate(self.people[3:]):
             for item in draw.some(items, 2):
                 number += draw.number(1, 40)

@@ -1,7 +1,7 @@
 """The tasks of `retort/Tools-v0`: a shop's desk work, by key.
 
 Everything is a pure function of the key, so no seed is involved and no list is stored. The split hangs on the *goal*
-(the names, numbers and dates that are asked for), never on its phrasing or on the rows beside it: what is asked in one
+(the names, numbers and dates in the question), never on its phrasing or on the rows of the world: what is asked in one
 split is asked in no other.
 """
 
@@ -257,7 +257,7 @@ def task_at(family: str, index: int) -> Task:
 
 
 def family_refs(family: str) -> Mapping[str, TaskRef]:
-    """Every task of a family by key, whatever its split. A goal that was drawn before is left out."""
+    """Every task of a family by key, whatever its split. One that was drawn before is left out."""
     with _DRAWING:  # else every thread of a first batch would draw them all
         return _family_refs(family)
 
@@ -267,9 +267,9 @@ def _family_refs(family: str) -> Mapping[str, TaskRef]:
     refs, seen = {}, set()
     for index in range(DRAWS):
         task = task_at(family, index)
-        goal = (task.instruction.rpartition("\n")[2], task.do, task.answer)
-        if str(goal) not in seen:
-            seen.add(str(goal))
+        solution = (*task.gold, task.agrees)
+        if solution not in seen:
+            seen.add(solution)
             refs[task.key] = task.ref
     return refs
 
