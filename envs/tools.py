@@ -254,7 +254,7 @@ def _loose(row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _same(first: Sequence[Any] | None, second: Sequence[Any] | None) -> bool:
-    return first is second or (first is not None and second is not None and _loose(first) == _loose(second))
+    return first == second or (first is not None and second is not None and _loose(first) == _loose(second))
 
 
 def _without(rows: Sequence[Any], others: Sequence[Any]) -> list[Any]:

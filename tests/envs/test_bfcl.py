@@ -163,8 +163,6 @@ def test_feedback_at_the_end(env: BFCLEnv) -> None:
     told = hidden(play(env, "base/000", ["[cd(folder='document'), mkdir(dir_name='tmp')]"])[-1][4])
     report = "'Year2024 This is the final report content including budget "
     assert told[Source.VERIFIER] == f"turn 1: expected root/document/temp/final_report.pdf {report}; found nothing"
-    told = hidden(play(env, "base/000", [f"[{first}, touch('temp')]".replace("'final", "'previous")])[-1][4])
-    assert told[Source.VERIFIER].startswith("turn 1: expected root/document/temp/final_report.pdf '")
     silent = [*entry.plan[:2], "[cd(folder='temp')]", ENDING]
     told = hidden(play(env, "base/000", silent)[-1][4])
     assert told[Source.VERIFIER].startswith("turn 2: expected the result {")
