@@ -14,7 +14,6 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from retort.sandboxes.base import FileState, Sandbox
 from retort.sandboxes.verifier import verify
@@ -23,7 +22,11 @@ CPU_S = 2  # for one test; those behind one that takes longer are not run
 WALL_S = 60.0  # for all of them: a bound on sleeping, not on work
 FOUND_CHARS = 2000  # of one value
 DIFF_CHARS, DIFF_FILES, DIFF_FILE_CHARS = 800, 8, 20_000
-NOT_RUN = "it was not run to its end"
+NOT_RUN = "no end of the test"
+
+# What one test said: for each check the names of an exception's classes, or none, with its words or the value's text;
+# and what ended the test early.
+Heard = tuple[Sequence[tuple[list[str], str]], str]
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,16 @@ def _case(test: ast.FunctionDef) -> Case:
     return Case(test.name, "\n".join(code), tuple(checks))
 
 
-def failing(tests: Suite, said: Mapping[int, Sequence[Any]]) -> dict[str, str]:
-    """What is wrong with each failing test, by its name. said: by the test's place, what the driver told of it."""
-    found = {case.name: _fault(case, said.get(place, ())) for place, case in enumerate(tests.cases)}
+def failing(tests: Suite, heard: Mapping[int, Heard]) -> dict[str, str]:
+    """What is wrong with each failing test, by its name. heard: by the test's place."""
+    found = {case.name: _fault(case, *heard.get(place, ((), NOT_RUN))) for place, case in enumerate(tests.cases)}
     return {name: fault for name, fault in found.items() if fault}
 
 
-def _fault(case: Case, said: Sequence[Any]) -> str:
+def _fault(case: Case, said: Sequence[tuple[list[str], str]], ended: str) -> str:
     for place, check in enumerate(case.checks):
         if place >= len(said):
-            return f"{check.asked}: expected {check.wanted}; {NOT_RUN}"
+            return f"{check.asked}: expected {check.wanted}; found {ended or NOT_RUN}"
         kinds, text = said[place]
         if check.raises and check.wanted.rpartition(".")[2] in kinds:
             continue
@@ -131,7 +134,7 @@ def _fault(case: Case, said: Sequence[Any]) -> str:
             continue
         wanted = f"{check.wanted} to be raised" if check.raises else check.wanted
         return f"{check.asked}: expected {wanted}; found {f'{kinds[0]}: {text[:120]}' if kinds else text[:160]}"
-    return ""
+    return ended and f"expected no exception; found {ended}"
 
 
 def _same(found: str, wanted: str) -> bool:
@@ -153,13 +156,14 @@ def run_tests(ground: Sandbox, taken: bytes, tests: Suite) -> dict[str, str]:
     return failing(tests, _heard(verify(ground, taken, DRIVER, {"cases.json": cases}, timeout=WALL_S).result.text))
 
 
-def _heard(text: str) -> dict[int, Sequence[Any]]:
+def _heard(text: str) -> dict[int, Heard]:
     """The driver's lines, as far as they are such: the agent's code may have written among them."""
-    heard: dict[int, Sequence[Any]] = {}
+    heard: dict[int, Heard] = {}
     for line in text.splitlines():
         try:
-            place, said = json.loads(line)
-            heard[int(place)] = [([str(kind) for kind in kinds], str(found)) for kinds, found in said]
+            place, said, ended = json.loads(line)
+            values = [([str(kind) for kind in kinds], str(found)) for kinds, found in said]
+            heard[int(place)] = values, str(ended)[:120]
         except (ValueError, TypeError, RecursionError):
             continue
     return heard
@@ -214,9 +218,10 @@ def tell(place, code):
         names = {{"say": say}}
         exec(imports, names)
         exec(code, names)
+        ended = ""
     except BaseException as error:
-        said.append([[type(error).__name__], str(error)[:{FOUND_CHARS}]])
-    os.write(out, (json.dumps([place, said]) + "\\n").encode())
+        ended = f"{{type(error).__name__}}: {{error}}"[:{FOUND_CHARS}]
+    os.write(out, (json.dumps([place, said, ended]) + "\\n").encode())
 
 imports, cases = json.load(open(sys.argv[1] + "/cases.json"))
 out, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
