@@ -34,7 +34,9 @@ from retort.sandboxes.verifier import take
 
 PROTOCOL = "You are in a git repository. What you write is run as a shell command; write done when it is mended."
 LAST_WORDS = ("done", "submit")
-FENCED = re.compile(r"```(?:bash|sh|shell|console)\n(.*?)\n?```|\A```\n(.*?)\n?```\Z", re.DOTALL)
+FENCED = re.compile(
+    r"^```(?:bash|sh|shell|console)[ \t]*\n(.*?)\n?^```|\A```\n?(.*?)\n?```\Z", re.DOTALL | re.MULTILINE | re.IGNORECASE
+)
 LOST = "the shell is gone"
 UNREADABLE = "expected a readable work folder; found none"
 RUINED = "expected files that tests can run on; found some that end their sandbox"
@@ -198,8 +200,10 @@ class RepairEnv(TextEnv):
 
 def command_of(action: str) -> str | None:
     """The command in an action: what stands in its one fenced block, or all of it. None: there are several blocks."""
-    blocks = [tagged or whole for tagged, whole in FENCED.findall(action.strip())]
-    return action if not blocks else blocks[0] if len(blocks) == 1 else None
+    blocks = list(FENCED.finditer(action.strip()))
+    if not blocks or "<<" in action.partition("```")[0]:  # a fence in a here-document is part of a file
+        return action
+    return (blocks[0][1] or blocks[0][2] or "") if len(blocks) == 1 else None
 
 
 def repository(room: Sandbox, backend: str, job: Task) -> bytes:
@@ -211,7 +215,7 @@ def repository(room: Sandbox, backend: str, job: Task) -> bytes:
     """
     key = (backend, job.digest)
     if key not in _BUILT:
-        if room.exec("command -v git python3 >/dev/null || exit 1").exit_code:
+        if room.exec("command -v git && command -v python3").exit_code:
             raise SandboxUnavailable(f"retort/Repair-v0 needs git and python3 in the sandbox {backend!r}: {INSTALL}")
         room.write_files(job.files)
         built = room.exec(BUILD, timeout=BUILD_S)

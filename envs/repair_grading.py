@@ -14,11 +14,12 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from retort.sandboxes.base import FileState, Sandbox
 from retort.sandboxes.verifier import verify
 
-CPU_S = 2  # for one test; those behind one that takes longer are not run
+CPU_S = 1  # for one test; those behind one that takes longer are not run
 WALL_S = 60.0  # for all of them: a bound on sleeping, not on work
 FOUND_CHARS = 2000  # of one value
 DIFF_CHARS, DIFF_FILES, DIFF_FILE_CHARS = 800, 8, 20_000
@@ -84,6 +85,7 @@ class Report:
         return next((f"{name}: {fault}" for name, fault in self.now.items()), "found as expected")
 
 
+@cache
 def suite(*test_files: str) -> Suite:
     """Takes test files apart. A test is made of plain statements, `self.assertEqual(expression, literal)` and
     `with self.assertRaises(Name): expression`.
@@ -162,18 +164,23 @@ def _heard(text: str) -> dict[int, Heard]:
     for line in text.splitlines():
         try:
             place, said, ended = json.loads(line)
-            values = [([str(kind) for kind in kinds], str(found)) for kinds, found in said]
-            heard[int(place)] = values, str(ended)[:120]
-        except (ValueError, TypeError, RecursionError):
+            values = [([_whole(kind) for kind in kinds], _whole(found)) for kinds, found in said]
+            heard[int(place)] = values, _whole(ended)[:120]
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue
     return heard
+
+
+def _whole(text: object) -> str:
+    """As text that can be encoded: half a character becomes a question mark."""
+    return str(text).encode(errors="replace").decode()
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, FileState]) -> str:
     """What was changed, as a diff made here: no program of the agent's folder, git included, takes part in it."""
     parts: list[str] = []
     for name in _names(before, after):
-        state, label = after.get(name, FileState("file", 0)), name.encode(errors="replace").decode()
+        state, label = after.get(name, FileState("file", 0)), _whole(name)
         if state.kind != "file" or len(state.data) > DIFF_FILE_CHARS:
             parts.append(f"{label}: a {state.kind} of {len(state.data)} bytes")
             continue
