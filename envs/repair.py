@@ -37,6 +37,7 @@ LAST_WORDS = ("done", "submit")
 FENCED = re.compile(
     r"^```(?:bash|sh|shell|console)[ \t]*\n(.*?)\n?^```|\A```\n?(.*?)\n?```\Z", re.DOTALL | re.MULTILINE | re.IGNORECASE
 )
+TOOK = re.compile(r"^(Ran \d+ tests?) in \d+\.\d+s$", re.MULTILINE)  # how unittest ends
 LOST = "the shell is gone"
 UNREADABLE = "expected a readable work folder; found none"
 RUINED = "expected files that tests can run on; found some that end their sandbox"
@@ -56,10 +57,14 @@ git config user.name {WHO[0]}
 git config user.email {WHO[1]}
 git config core.pager cat
 git config color.ui false
+touch -d {WHO[2]} * .gitignore
 git add -- . ':!test_*'
 git commit -q -m 'Add the modules'
 git add .
 git commit -q -m 'Add the tests'
+git repack -adq
+rm -rf .git/logs .git/COMMIT_EDITMSG .git/objects/??
+touch -d {WHO[2]} .git
 """
 
 
@@ -164,7 +169,9 @@ class RepairEnv(TextEnv):
             return "expected one command, found several fenced blocks"
         if not self.action_space.contains(command):
             return "command too long"
-        return shown(run_line(self._room.held, terminal, command, self.command_s), self.observation_chars)
+        result = run_line(self._room.held, terminal, command, self.command_s)
+        # Without the seconds, so that the same actions are answered by the same words.
+        return TOOK.sub(r"\1", shown(result, self.observation_chars))
 
     def _end(
         self, observation: str, seen: tuple[Feedback, ...], *, said: bool = False, lost: bool = False
