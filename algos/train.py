@@ -209,12 +209,20 @@ def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
         "infrastructure_failures": len(played) - len(usable),
         "tokens": sum(trajectory.sampled_tokens for trajectory in usable),
         "reward": sum(trajectory.reward for trajectory in usable) / count,
+        "entropy": _entropy(usable),
         "success": sum(bool(trajectory.success) for trajectory in usable) / count,
         "truncated": sum(trajectory.truncated for trajectory in usable) / count,
         "turns": sum(len(trajectory.turns) for trajectory in usable) / count,
         "groups_of_equal_reward": sum(len(rewards) == 1 for rewards in groups.values()) / max(len(groups), 1),
         "prefix_breaks": sum(len(trajectory.rows) - 1 for trajectory in usable),
     }
+
+
+def _entropy(usable: Sequence[Trajectory]) -> float:
+    """Nats a token: the mean of -log-prob of what was sampled, which is unbiased for the sampler's entropy."""
+    logp = [row.behaviour_logp[row.mask] for trajectory in usable for row in trajectory.rows]
+    whole = np.concatenate(logp) if logp else np.zeros(0)
+    return float(-whole.mean()) if whole.size else 0.0
 
 
 def _coverage(batch: TokenBatch, views: Sequence[TeacherView]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from retort.agents.chat import Chat
 from retort.envs.base import Source
 from retort.feedback.base import TeacherView
 from retort.feedback.hints import hint_text
-from retort.feedback.reprompt import Shown, solution_text, view
+from retort.feedback.reprompt import Reprompt, Shown, solution_text, view
 
 MOST_WRONG = 4
 
@@ -27,7 +27,7 @@ class Contrast(Shown):
     environment's.
     """
 
-    template: str = "{prompt}\nSomebody answered:\n{text}\nNow solve it."
+    template: str = Reprompt().solution_template
     wrong: int = Field(default=MOST_WRONG, ge=1, le=MOST_WRONG)
     sources: tuple[Source, ...] = (Source.SOLUTION, Source.ANSWER)
 

@@ -15,14 +15,16 @@ from retort.agents.base import Trajectory
 from retort.agents.chat import Chat
 from retort.envs.base import Source
 from retort.feedback.base import TeacherView
-from retort.feedback.reprompt import Shown, view
+from retort.feedback.reprompt import Reprompt, Shown, view
 
 
 class Hint(Shown):
-    """sources: kinds of feedback; the first that a task has is shown. template: how it is put."""
+    """sources: kinds of feedback; the first that a task has is shown. template: how it is put, by default in the words of
+    `reprompt`, so that a model that was taught the one reads the other.
+    """
 
     sources: tuple[Source, ...] = Field(default=(Source.ANSWER, Source.SOLUTION), min_length=1)
-    template: str = "{prompt}\nThis is the right answer:\n{text}\nNow solve it in your own words."
+    template: str = Reprompt().solution_template
 
 
 class Hinted(Protocol):

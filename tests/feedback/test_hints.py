@@ -35,7 +35,7 @@ def test_hints_are_shown_to_failed_and_successful_alike(made, chat: Chat) -> Non
     found = hints.views(group, group, [[3], [4]], chat, options)
     assert [view.row for view in found] == [3, 4]
     for view, trajectory in zip(found, group, strict=True):
-        assert "This is the right answer:\nseven\nNow" in told(chat, view)
+        assert "A solution that worked:\nseven\nNow" in told(chat, view)
         assert np.array_equal(view.covers, np.flatnonzero(trajectory.rows[0].mask))
     assert hints.views(group[:1], group[:1], [[3]], chat, options) == []
 
@@ -49,7 +49,7 @@ def test_one_right_and_several_wrong_hints_none_of_them_ones_own(made, chat: Cha
     group = [made(["do it"], [f"act {index}"], success=index == 1) for index in range(4)]
     found = contrast.views(group, group, [[0], [1], [2], [3]], chat, SimpleNamespace(contrast=Contrast()))
     by_row = {row: [view for view in found if view.row == row] for row in range(4)}
-    texts = {row: [told(chat, view).split("answered:\n")[1].split("\n")[0] for view in by_row[row]] for row in by_row}
+    texts = {row: [told(chat, view).split("worked:\n")[1].split("\n")[0] for view in by_row[row]] for row in by_row}
     # Nobody but episode 1 succeeded, and the task has no solution of its own: episode 1 has no right hint but itself.
     assert texts == {
         0: ["act 1", "act 2", "act 3"],
