@@ -19,7 +19,11 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
+BUILT_IN = {
+    "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+    "retort/Code-v0": "retort.envs.code:CodeEnv",
+    "retort/HumanEval-v0": "retort.envs.human_eval:HumanEvalEnv",
+}
 
 
 def _register() -> None:
