@@ -18,14 +18,16 @@ from typing import Any
 
 from retort.envs import trial
 from retort.sandboxes.base import Sandbox, SandboxError
-from retort.sandboxes.verifier import verify
+from retort.sandboxes.verifier import Verdict, verify
 
 SKIPPED = "skipped"  # an end beside those of `trial`: the case was not run
 ANSWER_BYTES = 65_536  # what one case may print or return
 SLACK_S = 10.0  # seconds for everything around the agent's code
 SHOWN = 160  # characters of a value in feedback
+PASSED, NO_CODE, TOO_LONG = "all tests pass", "no code in the answer", "answer too long"
+UNENDED = "the tests did not come to their end"
 
-FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 # Starts the runner as a process that shares nothing with the check, with the same order of sets each time.
 CHECK = """
@@ -44,6 +46,7 @@ class Outcome:
 
     end: one of the words in `trial`, or SKIPPED. value: what was returned or printed, where the end is VALUE.
     error: the error's own line. frames: (line, function, text) of the agent's own code. found: functions there are.
+    case: the arguments, where the runner chose them.
     """
 
     end: str
@@ -51,13 +54,15 @@ class Outcome:
     error: str = ""
     frames: tuple[tuple[int, str, str], ...] = ()
     found: tuple[str, ...] = ()
+    case: tuple[Any, ...] = ()
 
 
 def code_in(action: str, name: str | None = None) -> str:
     """The code that an answer holds: of its Markdown fences the last that defines `name`, or else the last; without a
     fence the whole text. Thoughts up to `</think>` are left out, and a fence that was cut off counts."""
     text = action.rpartition("</think>")[2].encode(errors="replace").decode()
-    blocks = [block for block in FENCE.findall(text) if block.strip()]
+    found = (re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in FENCE.findall(text))
+    blocks = [block for block in found if block.strip()]
     defines = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(name or '')}\b", re.MULTILINE)
     fitting = [block for block in blocks if name and defines.search(block)]
     return str((fitting or blocks or [text])[-1])
@@ -83,16 +88,26 @@ def tried(
     lines = "".join(f"{json.dumps(trial.encode(case))}\n" for case in cases)
     files = {**files_of(source, name, seconds), "cases": lines}
     verdict = verify(ground, empty, CHECK, files, timeout=seconds + SLACK_S)
-    first, *said = verdict.result.text.split("\n")[:-1] or [""]
-    if first != json.dumps({"end": trial.READY}):
-        raise SandboxError(f"the tests could not be begun: {verdict.result.stderr.decode(errors='replace')[-500:]}")
+    said = begun(verdict)
     if not verdict.passed:
-        return [Outcome(trial.DIED, error="the tests did not come to their end")] * len(cases)
-    outcomes = [_outcome(line) for line in said[: len(cases)]]
+        return [Outcome(trial.DIED, error=UNENDED)] * len(cases)
+    outcomes = [outcome_of(line) for line in said[: len(cases)]]
     return outcomes + [Outcome(SKIPPED)] * (len(cases) - len(outcomes))
 
 
-def _outcome(line: str) -> Outcome:
+def begun(verdict: Verdict) -> list[str]:
+    """The lines that followed the first, which says that everything stood ready before any of the agent's code ran.
+
+    Raises:
+        SandboxError: there is no such line.
+    """
+    first, *said = verdict.result.text.split("\n")[:-1] or [""]
+    if first != json.dumps({"end": trial.READY}):
+        raise SandboxError(f"the tests could not be begun: {verdict.result.stderr.decode(errors='replace')[-500:]}")
+    return said
+
+
+def outcome_of(line: str) -> Outcome:
     """What the sandbox said of a case. The agent's code may have written this."""
     try:
         told = json.loads(line)
@@ -102,6 +117,7 @@ def _outcome(line: str) -> Outcome:
             str(told.get("error", "")),
             tuple((int(number), str(name), str(text)) for number, name, text in told.get("frames", ())),
             tuple(str(name) for name in told.get("found", ())),
+            tuple(trial.decode(told.get("case", []))),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Outcome(trial.DIED, error="an unreadable report")

@@ -25,21 +25,18 @@ from retort.envs.base import (
     TextEnv,
     TextSpace,
     UsageError,
+    checked_families,
     checked_split,
-    nearest,
     step_info,
 )
-from retort.envs.candidate import Outcome, code_in, described, tried
+from retort.envs.candidate import NO_CODE, PASSED, SKIPPED, TOO_LONG, Outcome, code_in, described, tried
 from retort.envs.code_families import FAMILIES, HELD_OUT
 from retort.envs.code_tasks import VISIBLE, Task, Test, task, task_refs
 from retort.envs.room import Room
 from retort.sandboxes.base import Limits
 from retort.sandboxes.verifier import take
 
-PASSED = "all tests pass"
 ALMOST = "the shown tests pass, a hidden test fails"
-NO_CODE = "no code in the answer"
-TOO_LONG = "answer too long"
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class CodeEnv(TextEnv):
             if value <= 0:
                 raise UsageError(f"{name}: expected a number above 0, found {value}")
         self.split, self.max_turns, self.explain, self.answer_s = checked_split(split), max_turns, explain, answer_s
-        self.families = _families(split, families)
+        self.families = checked_families(self.split, families, FAMILIES, HELD_OUT)
         self.observation_space, self.action_space = TextSpace(), TextSpace(20_000)
         self._room, self._empty = Room(sandbox, Limits()), b""
         self._refs: dict[str, TaskRef] = {}
@@ -177,7 +174,8 @@ def graded(job: Task, outcomes: Sequence[Outcome], seconds: float) -> Grade:
     pairs = list(zip(job.tests, outcomes, strict=True))
     right = tuple(outcome.end == trial.VALUE and job.right(test, outcome.value) for test, outcome in pairs)
     seen, kind = PASSED, Source.VERIFIER
-    hidden = next((_told(job, *pairs[at], seconds)[0] for at in range(VISIBLE, len(pairs)) if not right[at]), "")
+    failed = [at for at in range(VISIBLE, len(pairs)) if not right[at] and outcomes[at].end != SKIPPED]
+    hidden = _told(job, *pairs[failed[0]], seconds)[0] if failed else ""
     if not all(right[:VISIBLE]):
         seen, kind = _told(job, *pairs[right.index(False)], seconds)
     elif not all(right):
@@ -199,19 +197,3 @@ def lessons(job: Task, grade: Grade, turn: int) -> tuple[Feedback, ...]:
     if grade.hidden:
         texts.insert(0, (Source.VERIFIER, grade.hidden))
     return tuple(Feedback(text, source, turn, visible=False) for source, text in texts)
-
-
-def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
-    offered = [name for name in FAMILIES if split != "train" or name not in HELD_OUT]
-    if asked is None:
-        return tuple(offered)
-    if isinstance(asked, str):
-        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
-    for name in asked:
-        if name in HELD_OUT and split == "train":
-            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
-        if name not in FAMILIES:
-            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
-    if not asked:
-        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
-    return tuple(name for name in offered if name in asked)

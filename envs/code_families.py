@@ -200,9 +200,7 @@ def _parsed(draw: Draw) -> Sketch:
         """
 
     def case(draw: Draw) -> list[str]:
-        return [
-            pair.join(f"{'abc'[draw.number(0, 2)]}{eq}{draw.number(1, 99)}" for _ in range(draw.number(2, 5)))
-        ]
+        return [pair.join(f"{'abc'[draw.number(0, 2)]}{eq}{draw.number(1, 99)}" for _ in range(draw.number(2, 5)))]
 
     return Sketch(
         goal=(f"a{eq}1{pair}b{eq}2", rule),
@@ -403,7 +401,12 @@ def _report(draw: Draw) -> Sketch:
         solution=dedent(solution),
         slips=((f"> {k}", f">= {k}"), ("totals.get(name, 0) + ", ""), (right, wrong)),
         case=case,
-        edges=(_lines(0), _lines(1, f"ann {k}"), _lines(2, f"bob {k + 2}", f"ann {k + 1}"), _lines(2, "bob 99", "ann 99")),  # fmt: skip
+        edges=(
+            _lines(0),
+            _lines(1, f"ann {k}"),
+            _lines(2, f"bob {k + 2}", f"ann {k + 1}"),
+            _lines(2, "bob 99", "ann 99"),
+        ),  # fmt: skip
         hint="add up in a dictionary, sort its items, print those above the bound",
     )
 
@@ -431,10 +434,18 @@ def _robot(draw: Draw) -> Sketch:
     return Sketch(
         goal=(str(n), edge),
         solution=dedent(solution),
-        slips=((f"x + dx * int(steps){right}", f"x + dx * int(steps){off}"), ("print(x, y)", "print(y, x)"),
-            ('"up": (0, 1), "down": (0, -1)', '"up": (0, -1), "down": (0, 1)')),  # fmt: skip
+        slips=(
+            (f"x + dx * int(steps){right}", f"x + dx * int(steps){off}"),
+            ("print(x, y)", "print(y, x)"),
+            ('"up": (0, 1), "down": (0, -1)', '"up": (0, -1), "down": (0, 1)'),
+        ),  # fmt: skip
         case=case,
-        edges=(_lines(0), _lines(2, f"right {n}", "up 1"), _lines(2, "left 1", "down 2"), _lines(2, f"up {n - 1}", "left 1")),  # fmt: skip
+        edges=(
+            _lines(0),
+            _lines(2, f"right {n}", "up 1"),
+            _lines(2, "left 1", "down 2"),
+            _lines(2, f"up {n - 1}", "left 1"),
+        ),  # fmt: skip
         hint="keep x and y, and mind the edge after each move",
     )
 
@@ -463,7 +474,12 @@ def _stack(draw: Draw) -> Sketch:
     return Sketch(
         goal=(str(m), word),
         solution=dedent(solution),
-        slips=(("a - b", "b - a"), (f" % {m}", ""), (f'"{word}"', "0"), ("stack[0] if len(stack) == 1", "stack[-1] if stack")),  # fmt: skip
+        slips=(
+            ("a - b", "b - a"),
+            (f" % {m}", ""),
+            (f'"{word}"', "0"),
+            ("stack[0] if len(stack) == 1", "stack[-1] if stack"),
+        ),  # fmt: skip
         case=case,
         edges=(_lines(""), _lines("7"), _lines("1 +"), _lines("1 2"), _lines("9 4 -"), _lines("30 30 *")),
         hint="push numbers; a sign takes the last two, the upper one is the right operand",
@@ -519,7 +535,12 @@ def _queue(draw: Draw) -> Sketch:
         solution=dedent(solution),
         slips=(("queue.append(", "queue.insert(0, "), ("time += spent", f"time += {k}"), (right, wrong)),
         case=case,
-        edges=(_lines(0), _lines(1, "ann 1"), _lines(2, f"ann {k + 1}", f"bob {k}"), _lines(2, f"ann {3 * k}", "bob 1")),  # fmt: skip
+        edges=(
+            _lines(0),
+            _lines(1, "ann 1"),
+            _lines(2, f"ann {k + 1}", f"bob {k}"),
+            _lines(2, f"ann {3 * k}", "bob 1"),
+        ),  # fmt: skip
         hint="who is not done goes to the end of the queue",
     )
 

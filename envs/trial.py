@@ -46,7 +46,7 @@ def encode(value: Any) -> Any:
     for name, kinds in (("tuple", tuple), ("set", (set, frozenset))):
         if isinstance(value, kinds):
             return {name: [encode(item) for item in value]}
-    return {"other": type(value).__name__}
+    return {"other": value.name if isinstance(value, Other) else type(value).__name__}
 
 
 def main() -> None:
