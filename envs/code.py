@@ -30,8 +30,7 @@ from retort.envs.base import (
     step_info,
 )
 from retort.envs.candidate import NO_CODE, PASSED, SKIPPED, TOO_LONG, Outcome, code_in, described, tried
-from retort.envs.code_families import FAMILIES, HELD_OUT
-from retort.envs.code_tasks import VISIBLE, Task, Test, task, task_refs
+from retort.envs.code_tasks import FAMILIES, HELD_OUT, VISIBLE, Task, Test, task, task_refs
 from retort.envs.room import Room
 from retort.sandboxes.base import Limits
 from retort.sandboxes.verifier import take

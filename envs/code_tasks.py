@@ -15,9 +15,14 @@ from typing import Any
 
 from retort.envs.base import Split, TaskRef, content_digest, nearest
 from retort.envs.candidate import brief, called, same, same_text
-from retort.envs.code_families import FAMILIES, HELD_OUT, Sketch
+from retort.envs.code_functions import FUNCTIONS
+from retort.envs.code_nested import NESTED
+from retort.envs.code_programs import PROGRAMS
+from retort.envs.code_sketch import Sketch
 from retort.envs.shell_tasks import Draw
 
+FAMILIES = {**FUNCTIONS, **NESTED, **PROGRAMS}  # from easy to hard
+HELD_OUT = ("windowed", "queue")  # never in training
 DRAWS = 200  # tasks drawn for each family, over all splits
 VISIBLE, TESTS = 2, 10  # tests shown in the instruction; tests in all, at least
 TRIES = 200  # inputs drawn in search of one that a mistake fails on
@@ -73,7 +78,7 @@ def answers(source: str, name: str | None) -> Callable[[Any], Any]:
     code = compile(source, "<task>", "exec")
 
     def call(given: Any) -> Any:
-        space: dict[str, Any] = {}
+        space: dict[Any, Any] = {}
         exec(code, space)
         return space[name](*copy.deepcopy(given))
 

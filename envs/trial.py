@@ -57,11 +57,12 @@ def main() -> None:
         source = file.read()
     deadline = time.monotonic() + job["seconds"]
     _say({"end": READY})
-    for line in open(0, "rb", closefd=False):
-        outcome = _tried(source, job["name"], json.loads(line), deadline, job["bytes"])
-        _say(outcome)
-        if outcome["end"] in LAST:
-            break
+    with open(0, "rb", closefd=False) as cases:
+        for line in cases:
+            outcome = _tried(source, job["name"], json.loads(line), deadline, job["bytes"])
+            _say(outcome)
+            if outcome["end"] in LAST:
+                break
 
 
 def _say(outcome: dict[str, Any]) -> None:
