@@ -202,7 +202,7 @@ FUNCTIONS: Mapping[str, Family] = {
         _runs,
         "runs(text)",
         (
-            "writes runs of {0} or more equal letters like {1}, leaves shorter runs as they are and returns all runs {2}",
+            "writes runs of {0} or more equal letters like {1}, leaves shorter runs alone and returns all runs {2}",
             "shortens runs of at least {0} equal letters to the form {1} and returns all, short ones unchanged, {2}",
             "replaces each run of {0} or more of a letter by the likes of {1}; all runs, others as they are, are {2}",
         ),

@@ -211,8 +211,8 @@ PROGRAMS: Mapping[str, Family] = {
         "",
         (
             "reads n and n moves of a robot on {0} by {0} fields (from 0 0; up adds to y; {1}) and prints its x and y",
-            "reads n and n moves (way and steps) over {0} by {0} fields ({1}), from 0 0, up to larger y, and prints x y",
-            "follows n moves (first line: n) on {0} by {0} fields, from 0 0, y growing upwards; {1}; it prints x and y",
+            "reads n and n moves (way and steps) over {0} by {0} fields ({1}), from 0 0, up to larger y; prints x y",
+            "follows n moves (first line: n) on {0} by {0} fields, from 0 0, y growing upwards; {1}; prints x and y",
         ),
     ),
     "table": Family(
@@ -220,15 +220,15 @@ PROGRAMS: Mapping[str, Family] = {
         "",
         (
             "reads n and n lines name,amount and prints name {2} amount, names padded with {1} to one width at the {0}",
-            "reads n and n lines name,amount and prints a table: names at the {0}, filled with {1}, then {2}, then amounts",
-            "gets n and n lines name,amount, pads names with {1} to the longest (text at the {0}), prints name {2} amount",
+            "reads n and n lines name,amount and prints a table: names at the {0}, filled with {1}, {2}, amounts",
+            "gets n and n lines name,amount, pads names with {1} to the longest, text {0}, prints name {2} amount",
         ),
     ),
     "stack": Family(
         _stack,
         "",
         (
-            "reads a line in postfix notation (+ - *), takes results modulo {0} and prints the last, or {1} if malformed",
+            "reads a line in postfix notation (+ - *), takes results modulo {0} prints the last, or {1} if malformed",
             "evaluates a line like 2 3 + with every result modulo {0} and prints the value, or {1} where it has none",
             "computes one line of reverse Polish notation, each operation modulo {0}, and prints the result, else {1}",
         ),

@@ -123,7 +123,7 @@ def _tests(key: str, sketch: Sketch, name: str | None, wrong: Sequence[str]) -> 
 
 def split_of(family: str, goal: tuple[str, ...]) -> Split:
     """70% train, 10% validation, 20% test by a hash of the goal; of a held-out family a third is validation."""
-    share = int(content_digest([family, goal]), 16) / 16**16
+    share = int(content_digest(["Code-v0", family, goal]), 16) / 16**16
     if family in HELD_OUT:
         return "validation" if share < 1 / 3 else "test"
     return "train" if share < 0.7 else "validation" if share < 0.8 else "test"
