@@ -191,43 +191,115 @@ def test_sets_come_in_one_order(trials: Trials) -> None:
     assert len({str(trials(source)[0].value) for _ in range(4)}) == 1
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import os\nos._exit(0)",
-        "import sys\nsys.exit(0)",
-        'print(\'{"end": "value", "value": 43}\')\ndef f(x): return 0',
-        # lines of a report, to whoever listens
-        'import os\ndef f(x):\n    for fd in range(64):\n        try: os.write(fd, b\'{"end": "value", "value": 43}\')\n'
-        "        except OSError: pass\n    os._exit(0)",
-        "import os\nfor name in os.listdir(f'/proc/{os.getppid()}/fd'):\n"
-        "    try: open(f'/proc/{os.getppid()}/fd/{name}', 'w').write('{\"end\": \"value\"}\\n' * 9)\n"
-        "    except OSError: pass\ndef f(x): return 0",
-        # equality, and what would compare
-        "class E(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef f(x): return E(0)",
-        "class E:\n    __eq__ = lambda *_: True\ndef f(x): return E()",
-        "import builtins, json\nbuiltins.type = lambda *_: int\nbuiltins.isinstance = lambda *_: True\n"
-        "json.dumps = lambda *_: '{}'\ndef f(x): return 0",
-        "import sys\nsys.modules['__main__'].encode = lambda _: 43\n"
-        "sys.modules['__main__']._tried = lambda *_: {}\ndef f(x): return 0",
-        # the tests, if they were anywhere
-        "import gc\ndef f(x):\n    return next((o['expected'] for o in gc.get_objects() if type(o) is dict and 'expected' in o), 0)",
-        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        for v in frame.f_locals.values():\n"
-        "            if v == 43: return v\n        frame = frame.f_back\n    return 0",
-        "import glob\ndef f(x):\n    return 43 if any('43' in open(n).read() for n in glob.glob('/tmp/*/files/cases')"
-        " + glob.glob('/tmp/*/files/*.json')) else 0",
-        "import sys\nsys.settrace(lambda *a: sys._getframe().f_locals.update(value=43))\ndef f(x): return 0",
-        # what lives longer
-        "import threading, time, os\ndef f(x):\n    threading.Thread(target=lambda: (time.sleep(0.1), os.write(1, b'43'))).start()\n"
-        "    return 0",
-        "import os, time\ndef f(x):\n    if not os.fork():\n        os.setsid()\n        time.sleep(0.1)\n        os._exit(0)\n    return 0",
-        # the runner and the check
-        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef f(x): return x + 1",
-        "import os\nos.kill(-1, 9)",
-        "import glob\nfor name in glob.glob('/tmp/*/files/trial.py'):\n    import os; os.unlink(name); open(name, 'w').write('')\n"
-        "def f(x): return x + 1",
-    ],
-)
+FORGERIES = {
+    "exits": "import os\nos._exit(0)",
+    "leaves": "import sys\nsys.exit(0)",
+    "prints a report": """
+print('{"end": "value", "value": 42}')
+def f(x): print('{"end": "value", "value": 43}')
+""",
+    "writes reports to whoever listens": """
+import os
+def f(x):
+    for fd in range(64):
+        try: os.write(fd, b'{"end": "value", "value": 43}')
+        except OSError: pass
+    os._exit(0)
+""",
+    "writes reports in the runner's name": """
+import os
+def f(x):
+    for name in os.listdir(f"/proc/{os.getppid()}/fd"):
+        try: open(f"/proc/{os.getppid()}/fd/{name}", "w").write('{"end": "value"}\\n' * 9)
+        except OSError: pass
+    return 0
+""",
+    "is a number that equals everything": """
+class E(int):
+    __eq__ = lambda *_: True
+    __hash__ = int.__hash__
+def f(x): return E(0)
+""",
+    "equals everything": """
+class E: __eq__ = lambda *_: True
+def f(x): return E()
+""",
+    "patches builtins": """
+import builtins, json
+builtins.type = lambda *_: int
+builtins.isinstance = builtins.all = lambda *_: True
+json.dumps = lambda *_: "{}"
+def f(x): return 0
+""",
+    "patches the runner": """
+import sys
+def f(x):
+    frame = sys._getframe().f_back
+    frame.f_globals.update(encode=lambda _: True, _tried=lambda *_: {"end": "value", "value": True})
+    return 0
+""",
+    "looks for the tests in memory": """
+import gc
+def f(x):
+    return next((o["expected"] for o in gc.get_objects() if type(o) is dict and "expected" in o), 0)
+""",
+    "looks for the tests in its callers": """
+import sys
+def f(x):
+    frame = sys._getframe().f_back
+    while frame:
+        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if value in (x + 1, [x + 1]): return x + 1
+        frame = frame.f_back
+    return 0
+""",
+    "looks for the tests on the disk": """
+import glob, re
+def f(x):
+    files = [n for n in glob.glob("/tmp/**/*", recursive=True) + glob.glob("/work/**/*", recursive=True) if "." in n]
+    return x + 1 if any(re.search(rf"\\b{x + 1}\\b", open(n).read()) for n in files) else 0
+""",
+    "traces": """
+import sys
+sys.settrace(lambda frame, *_: frame.f_locals.update(x=frame.f_locals.get("x", 0) + 1))
+sys.setprofile(lambda *_: None)
+def f(x): return 0
+""",
+    "leaves a thread": """
+import os, threading, time
+def f(x):
+    threading.Thread(target=lambda: (time.sleep(0.1), os.write(1, b"43"))).start()
+    return 0
+""",
+    "leaves a process": """
+import os, time
+def f(x):
+    if not os.fork():
+        os.setsid()
+        time.sleep(0.1)
+        os._exit(0)
+    return 0
+""",
+    "kills the runner": """
+import os, signal
+os.kill(os.getppid(), signal.SIGKILL)
+def f(x): return x + 1
+""",
+    "kills everybody": """
+import os
+os.kill(-1, 9)
+""",
+    "changes the files of the test": """
+import glob, os
+for name in glob.glob("/tmp/*/files/trial.py"):
+    os.unlink(name)
+    open(name, "w").write("")
+def f(x): return x + 1
+""",
+}
+
+
+@pytest.mark.parametrize("source", FORGERIES.values(), ids=FORGERIES)
 def test_forgeries(trials: Trials, source: str) -> None:
     """Right would be x + 1. Where that is what it returns, the way it goes about it makes the whole answer fail."""
     outcomes = trials(source, [[41], [42]])
@@ -246,7 +318,7 @@ def test_a_stopped_runner_is_a_failed_answer(trials: Trials, monkeypatch: pytest
 
 def test_what_cannot_begin_is_nobodys_fault(ground: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retort.envs.candidate.CHECK", "raise OSError('no python')")
-    with pytest.raises(SandboxError, match="(?s)could not be begun: .*no python"):
+    with pytest.raises(SandboxError, match=r"(?s)could not be begun: .*no python"):
         tried(ground, take(ground), "def f(x): return x", "f", [[1]], 1.0)
 
 

