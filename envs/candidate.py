@@ -33,7 +33,7 @@ FENCE = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE 
 CHECK = """
 import os, sys
 folder = sys.argv[1]
-command = [sys.executable, "-s", "-P", "-B", folder + "/trial.py", folder]
+command = [sys.executable, "-s", "-B", folder + "/trial.py", folder]
 opened = [(os.POSIX_SPAWN_OPEN, 0, folder + "/cases", os.O_RDONLY, 0)]
 pid = os.posix_spawn(command[0], command, {**os.environ, "PYTHONHASHSEED": "0"}, file_actions=opened)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

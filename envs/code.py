@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import Any
 
 from gymnasium.error import ResetNeeded
@@ -93,7 +94,7 @@ class CodeEnv(TextEnv):
         self.split, self.max_turns, self.explain, self.answer_s = checked_split(split), max_turns, explain, answer_s
         self.families = checked_families(self.split, families, FAMILIES, HELD_OUT)
         self.observation_space, self.action_space = TextSpace(), TextSpace(20_000)
-        self._room, self._empty = Room(sandbox, Limits()), b""
+        self._room, self._empty = Room(sandbox, Limits()), b""  # _empty: a work folder with nothing in it
         self._refs: dict[str, TaskRef] = {}
         self._listed: tuple[TaskRef, ...] = ()
         self._task: Task | None = None
@@ -123,7 +124,8 @@ class CodeEnv(TextEnv):
         key = (options or {}).get("task")
         # A known key needs no search through thousands of tasks.
         ref = self._refs[key] if key in self._refs and len(options or {}) == 1 else refs[self.pick(refs, options)]
-        self._empty = take(self._room.fresh())
+        room = self._room.fresh()
+        self._empty = self._empty or take(room)
         self._task, self._turn, self._over = task(ref.key), 0, False
         text = self._task.instruction
         if self.explain:
@@ -160,7 +162,7 @@ class CodeEnv(TextEnv):
         return self._task
 
     def _graded(self, job: Task, action: str) -> Grade:
-        source = code_in(action, job.name)
+        source = dedent(code_in(action, job.name))
         for refused, why in ((not self.action_space.contains(action), TOO_LONG), (not source.strip(), NO_CODE)):
             if refused:
                 return Grade(False, (False,) * len(job.tests), why, Source.RUNTIME_ERROR, "")

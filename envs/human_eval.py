@@ -65,7 +65,7 @@ from trial import VALUE, decode, encode
 # The agent's code runs behind these two pipes, in an interpreter of its own.
 theirs_in, ask = os.pipe()
 answered, theirs_out = os.pipe()
-command = [sys.executable, "-s", "-P", "-B", folder + "/trial.py", folder]
+command = [sys.executable, "-s", "-B", folder + "/trial.py", folder]
 moves = [(os.POSIX_SPAWN_DUP2, theirs_in, 0), (os.POSIX_SPAWN_DUP2, theirs_out, 1)]
 os.posix_spawn(command[0], command, {**os.environ, "PYTHONHASHSEED": "0"}, file_actions=moves)
 os.close(theirs_in)
@@ -181,8 +181,9 @@ class HumanEvalEnv(TextEnv):
         super().reset(seed=seed)
         if not self._refs:
             raise UsageError(f"HumanEval has no split {self.split!r}: its problems are all in split='test'")
-        ref = self.tasks()[self.pick(self.tasks(), options)]
-        self._empty = take(self._room.fresh())
+        refs = self.tasks()
+        ref, room = refs[self.pick(refs, options)], self._room.fresh()
+        self._empty = self._empty or take(room)
         self._key, self._over = ref.key, False
         prompt = self._problem()["prompt"]
         return (

@@ -50,7 +50,7 @@ def encode(value: Any) -> Any:
 
 
 def main() -> None:
-    folder = sys.argv[1]
+    folder, sys.path = sys.argv[1], sys.path[1:]  # nothing that the code imports comes from here
     with open(f"{folder}/job.json", encoding="utf-8") as file:
         job = json.load(file)
     with open(f"{folder}/{FILE}", encoding="utf-8", newline="") as file:

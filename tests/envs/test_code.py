@@ -132,6 +132,18 @@ def test_a_programs_failure_shows_input_expected_and_found(env: CodeEnv) -> None
     assert said == f"for the input\n{test.given.rstrip()}\nexpected\n{test.expected.rstrip() or ''}\nfound\nno idea"
 
 
+def test_ways_to_answer(env: CodeEnv) -> None:
+    job = task(keys(env, "total")[0])
+    inside = job.solution.replace("\n", "\n    ")
+    for answer in (
+        f"```python\n{job.solution}```",
+        f"Here:\n```\n{job.solution}",
+        f"    {inside}",
+        f"{job.solution}total([])",
+    ):
+        assert play(env, job.ref.key, [answer])[0][1] == 1.0, answer
+
+
 def test_types_count(env: CodeEnv) -> None:
     """What Python calls equal is not always what was asked for."""
     job = task(keys(env, "total")[0])
