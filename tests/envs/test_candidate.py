@@ -125,8 +125,8 @@ def test_printed_text_may_end_in_blanks() -> None:
 
 def test_every_end_is_told_apart(trials: Trials) -> None:
     def told(source: str, name: str | None = "f", case: Any = (0,)) -> str:
-        outcome = trials(source, [case], name, 1.0)[0]
-        return described(outcome, "f(0)" if name else "for 0", name, 1.0)
+        outcome = trials(source, [case], name, 2.0)[0]
+        return described(outcome, "f(0)" if name else "for 0", name, 2.0)
 
     assert told("def f(x)\n    return x") == "SyntaxError: expected ':'\n  line 1: def f(x)"
     assert told("def f(x): return '\0'").startswith(("ValueError: source code string", "SyntaxError: source code"))
@@ -139,7 +139,7 @@ def test_every_end_is_told_apart(trials: Trials) -> None:
     assert told("import json\ndef f(x):\n    return json.loads('')").endswith("\n  line 3, in f: return json.loads('')")
     assert told("def f(x):\n    return f(x)").count("\n") == trial.FRAMES
     assert told("1 / 0\ndef f(x): return x") == "f(0): ZeroDivisionError: division by zero\n  line 1: 1 / 0"
-    assert told("def f(x):\n    while True: pass") == "f(0): no answer in time (1 s for all tests)"
+    assert told("def f(x):\n    while True: pass") == "f(0): no answer in time (2 s for all tests)"
     assert told("def f(x): return 'x' * 100_000") == f"f(0): output too long (more than {ANSWER_BYTES} bytes)"
     assert told("def f(x): return 10 ** 5000").startswith("f(0): ValueError: Exceeds the limit")
     assert told("import os\ndef f(x): os._exit(0)") == "f(0): the process ended without an answer (exit status 0)"
@@ -181,7 +181,7 @@ def test_cases_do_not_meet(trials: Trials) -> None:
 
 def test_nothing_runs_after_the_time_is_up_or_without_a_function(trials: Trials) -> None:
     slow = "def f(x):\n    while x == 2: pass\n    return x\n"
-    assert ends(trials(slow, [[1], [2], [3]], seconds=1.0)) == [trial.VALUE, trial.TIMEOUT, SKIPPED]
+    assert ends(trials(slow, [[1], [2], [3]], seconds=2.0)) == [trial.VALUE, trial.TIMEOUT, SKIPPED]
     assert ends(trials("def f(", [[1], [2]])) == [trial.SYNTAX, SKIPPED]
     assert ends(trials("def g(): 0", [[1], [2]])) == [trial.MISSING, SKIPPED]
 

@@ -107,7 +107,7 @@ def test_only_shown_tests_are_told(env: CodeEnv) -> None:
     [
         ("def sum_it(values): return 0", "no function total in the answer; found sum_it", Source.RUNTIME_ERROR),
         ("def total(values):\n    return values[99]", "IndexError: list index out of range", Source.RUNTIME_ERROR),
-        ("def total(values):\n    while True: pass", "no answer in time (1 s for all tests)", Source.RUNTIME_ERROR),
+        ("def total(values):\n    while True: pass", "no answer in time (2 s for all tests)", Source.RUNTIME_ERROR),
         ("def total(values): return 'a' * 10**6", "output too long (more than 65536 bytes)", Source.RUNTIME_ERROR),
         ("import os\nos._exit(0)", "the process ended without an answer (exit status 0)", Source.RUNTIME_ERROR),
         ("def total(values): return 0.5", ", found 0.5", Source.TEST_FAILURE),
@@ -117,7 +117,7 @@ def test_only_shown_tests_are_told(env: CodeEnv) -> None:
     ],
 )
 def test_kinds_of_failure(answer: str, said: str, source: Source) -> None:
-    with gymnasium.make("retort/Code-v0", split="test", families=("total",), answer_s=1.0, max_turns=1) as made:
+    with gymnasium.make("retort/Code-v0", split="test", families=("total",), answer_s=2.0, max_turns=1) as made:
         made.reset(seed=0)
         observation, reward, terminated, _, info = made.step(answer)
         assert said in observation

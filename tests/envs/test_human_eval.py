@@ -143,10 +143,10 @@ def test_what_the_agent_can_know_by_itself_it_reads(env: HumanEvalEnv) -> None:
 
 
 def test_time_is_for_all_calls() -> None:
-    with gymnasium.make("retort/HumanEval-v0", answer_s=0.5) as made:
+    with gymnasium.make("retort/HumanEval-v0", answer_s=2.0) as made:
         assert isinstance(made.unwrapped, HumanEvalEnv)
         _, reward, info = answered(made.unwrapped, ADD, "    while x == 5: pass\n    return x + y")
-        assert (reward, hidden(info)) == (0.0, ["add(5, 7): no answer in time (0.5 s for all tests)"])
+        assert (reward, hidden(info)) == (0.0, ["add(5, 7): no answer in time (2 s for all tests)"])
 
 
 FORGERIES = {
