@@ -126,6 +126,29 @@ def checked_split(split: str) -> Split:
     raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
 
 
+def checked_families(
+    split: Split, asked: Sequence[str] | None, known: Iterable[str], held_out: Sequence[str]
+) -> tuple[str, ...]:
+    """The families that were asked for, in the order of `known`; None is all that the split has.
+
+    Raises:
+        UsageError: an unknown family, with the nearest one; one that training does not have; none at all.
+    """
+    offered = [name for name in known if split != "train" or name not in held_out]
+    if asked is None:
+        return tuple(offered)
+    if isinstance(asked, str):
+        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
+    for name in asked:
+        if name in held_out and split == "train":
+            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
+        if name not in offered:
+            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
+    if not asked:
+        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
+    return tuple(name for name in offered if name in asked)
+
+
 def content_digest(content: Any) -> str:
     """A short stable hash of JSON-like content: 16 hexadecimal digits of SHA-256."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)

@@ -21,6 +21,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 BUILT_IN = {
     "retort/BFCL-v0": "retort.envs.bfcl:BFCLEnv",
+    "retort/Code-v0": "retort.envs.code:CodeEnv",
+    "retort/HumanEval-v0": "retort.envs.human_eval:HumanEvalEnv",
     "retort/Repair-v0": "retort.envs.repair:RepairEnv",
     "retort/Shell-v0": "retort.envs.shell:ShellEnv",
     "retort/Tools-v0": "retort.envs.tools:ToolsEnv",
