@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
+BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv", "retort/Harbor-v0": "retort.envs.harbor:HarborEnv"}
 
 
 def _register() -> None:
