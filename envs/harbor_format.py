@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retort.envs.base import Split, TaskRef, UsageError, checked_split, content_digest, nearest
+from retort.envs.base import Split, TaskRef, TextEnv, UsageError, checked_split, content_digest, nearest
 from retort.sandboxes.base import FileState, Limits, Preferred
 
 Files = Mapping[str, FileState]
@@ -275,6 +276,27 @@ def write_task(task: HarborTask, folder: Path) -> Path:
         for path, state in sorted(files.items()):
             _write(place / name / path, state)
     return place
+
+
+def export_tasks(env: TextEnv, refs: Iterable[TaskRef], folder: Path, image: str | None = None) -> list[Path]:
+    """Writes an environment's tasks below `folder`, one folder each. image: what their Dockerfiles start from instead.
+
+    Raises:
+        UsageError: the environment's tasks cannot be said in this format, or one is there already.
+    """
+    made = []
+    for ref in refs:
+        task = env.export(ref.key)
+        if task is None:
+            raise UsageError(f"{type(env).__name__} cannot be exported: its `export` gives no task for {ref.key!r}")
+        made.append(write_task(_based_on(task, image) if image else task, folder))
+    return made
+
+
+def _based_on(task: HarborTask, image: str) -> HarborTask:
+    file = task.context["Dockerfile"]
+    text = re.sub(rb"^FROM\s+\S+", b"FROM " + image.encode(), file.data, count=1, flags=re.MULTILINE)
+    return replace(task, context={**task.context, "Dockerfile": replace(file, data=text)})
 
 
 def script(text: str) -> FileState:
