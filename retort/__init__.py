@@ -19,7 +19,11 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv", "retort/Harbor-v0": "retort.envs.harbor:HarborEnv"}
+BUILT_IN = {
+    "retort/AgentBenchOS-v0": "retort.envs.agentbench:AgentBenchEnv",
+    "retort/Harbor-v0": "retort.envs.harbor:HarborEnv",
+    "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+}
 
 
 def _register() -> None:
