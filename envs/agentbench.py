@@ -39,13 +39,13 @@ LEFT_OUT: Mapping[tuple[str, int], str] = {
     **{("dev", index): IMAGE for index in (8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 23)},
     ("dev", 24): "its agent is a second user",
     **{("test", index): "it installs sudo from the network" for index in (33, 34)},
-    **{("test", index): "it counts what else runs, and a terminal is one more" for index in (37, 38, 112)},
-    ("test", 41): "it counts the living processes of a second user, which end before an answer is checked",
-    **{("test", index): "it asks about /var/log of a Debian system" for index in (74, 104)},
+    ("test", 38): "it counts what has bash in its name, which a sandbox's own processes do",
 }
-# These want root of a machine; ("dev", 22) a machine of which it is known that npm is not installed.
-MACHINES = {("dev", 3), ("dev", 5), ("test", 19), ("test", 20), ("test", 28), ("test", 29), ("test", 30), ("test", 35)}
-KNOWN = {("dev", 22)}
+# Changes that are made by root, all over a machine; and questions about a machine that root has set up.
+MACHINES = {("dev", 3), ("dev", 5), ("test", 19), ("test", 20), ("test", 30), ("test", 35)}
+ROOTS = {("test", 28), ("test", 29), ("test", 37), ("test", 41), ("test", 112)}
+# These ask about a system as an image is one: is npm installed, what is in /var/log?
+SYSTEMS = {("dev", 22), ("test", 74), ("test", 104)}
 # The agent makes the files that it is asked about: the answer is checked against its own.
 OWN_FILES = {("test", index) for index in (57, 62, 71, 85, 113)}
 
@@ -59,7 +59,8 @@ cat() {
 }
 """
 LOGIN = f'bash --login -c "cd {HOME} && $(cat "$1")"'
-# How a task is checked: test.sh by the shape of its check. `expected` and `answer` are given to the answer's script.
+# How a task is checked: test.sh by the shape of its check. Answers may count the processes that are older than the one
+# above them, so the reference runs right below test.sh, and a solution in the place of solve.sh.
 QUESTION = """#!/bin/bash
 answer=$(cat {answer} 2>/dev/null) || {{ echo "expected an answer; found none"; exit 1; }}
 {expected} || {{ echo "the reference solution failed"; exit 1; }}
@@ -73,10 +74,10 @@ set -- /tests/check.sh
 echo "expected the task's check to pass; found that it failed"
 exit 1
 """
-ANSWERS = f"#!/bin/bash\nset -- /solution/example.sh\n{LOGIN} > {ANSWER}\n"
+ANSWERS = f"#!/bin/bash\nset -- /solution/example.sh\nexec {LOGIN} > {ANSWER}\n"
 DOES = f"#!/bin/bash\nset -- /solution/example.sh\n{LOGIN}\n"
 
-PROGRAMS = "chgrp comm file fold getent groupadd groups nl nproc paste runuser su tac useradd usermod who whoami"
+PROGRAMS = "chgrp comm du file fold getent groupadd groups nl nproc paste runuser su tac useradd usermod who whoami"
 
 
 class AgentBenchEnv(HarborEnv):
@@ -151,6 +152,8 @@ def image_of_this_machine() -> str:
     with tempfile.TemporaryDirectory(prefix="retort-agentbench-") as folder:
         made = folder_of_this_machine(Path(folder), [*USUAL.split(), *PROGRAMS.split()])
         add_logins(made)
+        (made / "root/var/log/apt").mkdir(parents=True)
+        (made / "root/var/log/apt/history.log").write_text("Start-Date: 2026-01-01  00:00:00\n" * 100)
         return image_of(made)
 
 
@@ -201,7 +204,8 @@ def _task(place: tuple[str, int], record: Mapping[str, Any], init: list[str], sc
     machine = place in MACHINES
     metadata: dict[str, Any] = {
         "retort_scope": "machine" if machine else "work" if not question or place in OWN_FILES else "answer",
-        "retort_sandbox": "docker" if machine or place in KNOWN else "bwrap",
+        "retort_sandbox": "docker" if place in MACHINES | ROOTS | SYSTEMS else "bwrap",
+        "retort_root": place in MACHINES | ROOTS,
         "retort_split": SPLIT[part],
         "retort_family": "question" if question else "change",
         "retort_places": ["/home"],
@@ -219,7 +223,7 @@ def _task(place: tuple[str, int], record: Mapping[str, Any], init: list[str], sc
             "verifier": {"timeout_sec": 600.0},
             "environment": {"network_mode": "no-network"},
         },
-        _context(record, init, machine),
+        _context(record, init, place in MACHINES | ROOTS),
         tests,
         solution,
         (("submit about 3",),) if question and "integer" in str(check) else (),
@@ -228,7 +232,7 @@ def _task(place: tuple[str, int], record: Mapping[str, Any], init: list[str], sc
 
 def _question(evaluation: Mapping[str, Any]) -> str:
     check = evaluation.get("check")
-    reference = f"set -- /tests/example.sh; expected=$(timeout 600 {LOGIN})"
+    reference = f"set -- /tests/example.sh\n{LOGIN} > /tmp/expected && expected=$(cat /tmp/expected)"
     return QUESTION.format(
         answer=ANSWER,
         expected="expected=$(cat /tests/match.txt)" if "match" in evaluation else reference,
@@ -243,7 +247,7 @@ def _context(record: Mapping[str, Any], init: list[str], machine: bool) -> Files
     if machine:
         lines.append("RUN mkdir -p /usr/local/bin /tmp")
     if "bin/find" in json.dumps(record):
-        lines.append("RUN mkdir -p bin && cp /usr/bin/find bin/find")
+        lines.append("RUN mkdir -p bin && cp \"$(command -v find)\" bin/find")
     start = record.get("start", "")
     if start or (isinstance(record.get("create"), dict) and record["create"].get("init_at_start")):
         files["start.sh"] = script("\n".join([*init, start, 'exec "$@"', ""]))

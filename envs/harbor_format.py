@@ -23,7 +23,7 @@ from retort.sandboxes.base import FileState, Limits, Preferred
 Files = Mapping[str, FileState]
 SCOPES = ("work", "answer", "machine")
 SANDBOXES = ("docker", "bwrap")
-KEYS = ("scope", "sandbox", "split", "family", "answer", "places", "hint")
+KEYS = ("scope", "root", "sandbox", "split", "family", "answer", "places", "hint")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Wants:
     """What a task.toml asks for. Keys of ours are `retort_...` in `[metadata]`.
 
     scope (retort_scope): what is graded. "work": the work folder alone, copied into a sandbox that the agent never was
-        in. "answer": nothing but the answer, in such a sandbox. "machine": the agent is root of its whole container,
-        and the tests run in it, once all its processes have been ended.
+        in. "answer": nothing but the answer, in such a sandbox. "machine": all of the agent's container, in which the
+        tests run once all its processes have been ended; what it made of bash and the like they run too.
+    root (retort_root): whether the agent is root of its container; a "machine" has such a one, the others need it not.
     sandbox (retort_sandbox): "docker", or "bwrap" where the Dockerfile can be followed on this machine's own programs.
     answer (retort_answer): the file in which the agent may write an answer; `submit` writes it too.
     places (retort_places): folders beside the work folder in which files may be written.
@@ -65,6 +66,7 @@ class Wants:
     """
 
     scope: str
+    root: bool
     sandbox: str
     split: Split
     family: str
@@ -110,6 +112,9 @@ def wants(task: HarborTask, *, offline: bool = False) -> Wants:
     if network in ("public", "allowlist") and not offline:
         raise UsageError(f"{name}: it asks for the network, and sandboxes have none; offline=True runs it all the same")
     scope = _one_of(metadata.get("retort_scope", "work"), SCOPES, f"{name}: metadata.retort_scope")
+    root = metadata.get("retort_root", scope == "machine")
+    if root is not True and (root is not False or scope == "machine"):
+        raise UsageError(f"{name}: metadata.retort_root: expected a boolean, true for a machine, found {root!r}")
     answer = metadata.get("retort_answer")
     if scope == "answer" and answer is None:
         raise UsageError(f"{name}: retort_scope = 'answer' needs retort_answer, the file of the answer")
@@ -120,6 +125,7 @@ def wants(task: HarborTask, *, offline: bool = False) -> Wants:
         raise UsageError(f"{name}: metadata.retort_places: expected a list of folders, found {places!r}")
     return Wants(
         scope=scope,
+        root=root,
         sandbox=_one_of(metadata.get("retort_sandbox", "docker"), SANDBOXES, f"{name}: metadata.retort_sandbox"),
         split=checked_split(metadata.get("retort_split", "test")),
         family=str(metadata.get("retort_family", "")),
@@ -148,7 +154,7 @@ def _because(why: str) -> Callable[[object], str]:
 # What a value of a key means that nothing here can do: (value) -> why, or "" where it can.
 REFUSED: Mapping[str, Callable[[object], str]] = {
     "steps": _because("tasks of several steps are not supported"),
-    "agent.user": _because("who the agent is hangs on retort_scope: root for 'machine', else nobody"),
+    "agent.user": _because("who the agent is hangs on retort_root"),
     "verifier.user": _because("the tests run as whoever the agent is"),
     "verifier.environment": _because("the tests run in the task's own environment, fresh unless it is a 'machine'"),
     "verifier.environment_mode": _unless("shared"),

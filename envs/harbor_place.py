@@ -68,9 +68,9 @@ def place_of(task: HarborTask, wants: Wants, sandbox: str) -> Place:
         UsageError: the task cannot be had there; the message says why.
         SandboxUnavailable: its image cannot be built.
     """
-    root = wants.scope == "machine"
+    root = wants.root
     if root and not sandbox.startswith("docker"):
-        raise UsageError(f"{task.name}: its scope is 'machine', which only a container is: sandbox='docker'")
+        raise UsageError(f"{task.name}: its agent is root, which it can be in a container alone: sandbox='docker'")
     recipe, seed = Recipe(), None
     if sandbox == "docker":
         sandbox, recipe, seed = _built(task, wants)
@@ -78,7 +78,7 @@ def place_of(task: HarborTask, wants: Wants, sandbox: str) -> Place:
         recipe = read_dockerfile(task.context, task.name)
     work = wants.workdir or recipe.workdir
     if not root and work == "/":
-        raise UsageError(f"{task.name}: no WORKDIR: name one, or let retort_scope be 'machine'")
+        raise UsageError(f"{task.name}: no WORKDIR: name one, or set retort_root")
     places = (*HARBORS, *wants.places)
     layout = Layout(work, () if root else places, root, {**recipe.env, **wants.env})
     return Place(sandbox, wants.limits, layout, replace(recipe, workdir=work), None if root else seed)
@@ -149,7 +149,7 @@ def _built(task: HarborTask, wants: Wants) -> tuple[str, Recipe, bytes | None]:
             image = image_of(Path(top))
     workdir, entrypoint = described(image)
     workdir = wants.workdir or workdir
-    seed = files_of(image, workdir) if workdir != "/" and wants.scope != "machine" else None
+    seed = files_of(image, workdir) if workdir != "/" and not wants.root else None
     return f"docker:{image}", Recipe(workdir, entrypoint=entrypoint), seed
 
 
