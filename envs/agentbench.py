@@ -1,10 +1,11 @@
-"""`retort/AgentBenchOS-v0`: the shell tasks of AgentBench's OS domain, read from inspect-evals as tasks in Harbor's format.
+"""`retort/AgentBenchOS-v0`: the shell tasks of AgentBench, read from inspect-evals as tasks in Harbor's format.
 
 Questions about a prepared machine, answered with `submit ANSWER`, and changes to be made on it. What inspect-evals does
 with a task is kept: paths below /root and /usr become /home/agent, which is home and work folder; init scripts run
-there; the check is the task's own, in a login shell. Two things differ. The expected answer of a question is found where
-the agent never was, so that one cannot change the machine until the answer is easy; and random content is the same each
-time. The data's 119 tasks of its test split are in test, its 26 of dev in validation.
+there; the check is the task's own. Three things differ. The expected answer is found where the agent never
+was, so that one cannot change the machine until the answer is easy. Random content is the same each time. Neither agent
+nor check has a login shell: what the agent wrote into a profile would run with the check. The data's 119 test tasks are
+in the split test, its 26 dev tasks in validation.
 
 Source: Liu et al., AgentBench (arXiv:2308.03688), in inspect-evals 0.26.0 (MIT).
 """
@@ -58,7 +59,7 @@ cat() {
   fi
 }
 """
-LOGIN = f'bash --login -c "cd {HOME} && $(cat "$1")"'
+AT_HOME = f'bash -c "cd {HOME} && $(cat "$1")"'
 # How a task is checked: test.sh by the shape of its check. Answers may count the processes that are older than the one
 # above them, so the reference runs right below test.sh, and a solution in the place of solve.sh.
 QUESTION = """#!/bin/bash
@@ -70,12 +71,12 @@ exit 1
 """
 CHANGE = f"""#!/bin/bash
 set -- /tests/check.sh
-{LOGIN} && exit 0
+{AT_HOME} && exit 0
 echo "expected the task's check to pass; found that it failed"
 exit 1
 """
-ANSWERS = f"#!/bin/bash\nset -- /solution/example.sh\nexec {LOGIN} > {ANSWER}\n"
-DOES = f"#!/bin/bash\nset -- /solution/example.sh\n{LOGIN}\n"
+ANSWERS = f"#!/bin/bash\nset -- /solution/example.sh\nexec {AT_HOME} > {ANSWER}\n"
+DOES = f"#!/bin/bash\nset -- /solution/example.sh\n{AT_HOME}\n"
 
 PROGRAMS = "chgrp comm du file fold getent groupadd groups nl nproc paste runuser su tac useradd usermod who whoami"
 
@@ -232,7 +233,7 @@ def _task(place: tuple[str, int], record: Mapping[str, Any], init: list[str], sc
 
 def _question(evaluation: Mapping[str, Any]) -> str:
     check = evaluation.get("check")
-    reference = f"set -- /tests/example.sh\n{LOGIN} > /tmp/expected && expected=$(cat /tmp/expected)"
+    reference = f"set -- /tests/example.sh\n{AT_HOME} > /tmp/expected && expected=$(cat /tmp/expected)"
     return QUESTION.format(
         answer=ANSWER,
         expected="expected=$(cat /tests/match.txt)" if "match" in evaluation else reference,
@@ -247,7 +248,7 @@ def _context(record: Mapping[str, Any], init: list[str], machine: bool) -> Files
     if machine:
         lines.append("RUN mkdir -p /usr/local/bin /tmp")
     if "bin/find" in json.dumps(record):
-        lines.append("RUN mkdir -p bin && cp \"$(command -v find)\" bin/find")
+        lines.append('RUN mkdir -p bin && cp "$(command -v find)" bin/find')
     start = record.get("start", "")
     if start or (isinstance(record.get("create"), dict) and record["create"].get("init_at_start")):
         files["start.sh"] = script("\n".join([*init, start, 'exec "$@"', ""]))

@@ -1,22 +1,19 @@
 """`retort/Harbor-v0`: any folder of tasks in Harbor's format, worked on in a terminal and graded where it counts.
 
-An action is lines of shell, `done`, or, where the task asks for an answer, `submit ANSWER`. The terminal is the same for
-a whole episode. When it ends, however it ends, every process of the agent is ended; then the task's own tests, which the
-agent's sandbox never held, are run: in a sandbox that the agent never was in, on a copy of the work folder or with the
-answer alone, unless the task says that the whole machine is its matter (`retort_scope` in `retort.envs.harbor_format`).
+An action is lines of shell, `done`, or, where the task asks for an answer, `submit ANSWER`. The terminal is the same
+for a whole episode. When it ends, however it ends, all processes of the agent are ended; then the tests, which
+the agent's sandbox never held, are run: in a sandbox that the agent never was in, on a copy of the work folder or with
+the answer alone, unless the task says that it is about the whole machine (`Wants` in `retort.envs.harbor_format`).
 
-The reward is the number in /logs/verifier/reward.json or reward.txt, held between 0 and 1; where neither was written, 1
-for tests that end with status 0. What the agent laid there does not count: both are made anew, empty, just before.
+The reward is the number that the tests write, from 0 to 1 (`retort.envs.harbor_grade`).
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +31,16 @@ from retort.envs.base import (
     step_info,
 )
 from retort.envs.harbor_format import HarborTask, Wants, read_tasks, ref_of, wants
-from retort.envs.harbor_place import HARBORS, REWARDS, Place, place_of, prepare, put
+from retort.envs.harbor_grade import Grade, judged
+from retort.envs.harbor_place import Place, is_there, place_of, prepare, typed
 from retort.envs.room import Room, run_line, shown
-from retort.sandboxes.base import ExecResult, ExecTimeout, FileState, Sandbox, SandboxClosed, Terminal
+from retort.sandboxes.base import Sandbox, SandboxClosed, Terminal
 
 PROTOCOL = "You are at a shell in {work}. Each message you write is run in it. When you have finished, write: done"
 ANSWER = "If an answer is asked for, end with: submit ANSWER"
 LOST = "the shell is gone"
 NO_ANSWER = "this task takes no answer: write done"
 FENCED = re.compile(r"^.*?^```\w*[ \t]*\n(.*?)\n?```$", re.DOTALL | re.MULTILINE)
-TELLING = re.compile(r"fail|error|expect|found|assert|differ|missing|got ", re.IGNORECASE)
-VERDICT_CHARS = 400
-
-
-@dataclass(frozen=True)
-class Grade:
-    """reward: from 0 to 1. components: what it is made of. verdict: what the tests said, cut to what tells."""
-
-    reward: float
-    components: Mapping[str, float]
-    verdict: str
 
 
 class HarborEnv(TextEnv):
@@ -131,7 +118,7 @@ class HarborEnv(TextEnv):
         if not task.solution:
             raise UsageError(f"{task.name} has no solution/solve.sh")
         options = "".join(f"{key}={shlex.quote(value)} " for key, value in asked.solution_env.items())
-        plan = (_typed(task.solution), f"{options}bash /solution/solve.sh", "done")
+        plan = (typed(task.solution), f"{options}bash /solution/solve.sh", "done")
         return plan[min(self._turn, 2)]
 
     def near_misses(self) -> Sequence[Sequence[str]]:
@@ -144,6 +131,8 @@ class HarborEnv(TextEnv):
         task, asked = self._tasks[ref.key], self._wants[ref.key]
         place = self._place(task, asked)
         room = self._enter(place).fresh()
+        if is_there(room, "/tests") and asked.root:
+            raise UsageError(f"{task.name}: its image holds /tests, where the agent would read what is kept from it")
         prepare(place, room, task.name)
         self._terminal = room.open_terminal()
         self._terminal.run("")  # a shell that does not start is the host's fault; one that ends later, the agent's
@@ -198,10 +187,15 @@ class HarborEnv(TextEnv):
     def _enter(self, place: Place) -> Room:
         """The agent's room; it and the tests' one are kept while tasks want the same of a sandbox."""
         old = self._opened
-        if self._work is None or old is None or (old.sandbox, old.limits, old.layout) != (
-            place.sandbox,
-            place.limits,
-            place.layout,
+        if (
+            self._work is None
+            or old is None
+            or (old.sandbox, old.limits, old.layout)
+            != (
+                place.sandbox,
+                place.limits,
+                place.layout,
+            )
         ):
             self.close()
             self._work = Room(place.sandbox, place.limits, place.layout)
@@ -255,7 +249,7 @@ class HarborEnv(TextEnv):
             given = answer.encode(errors="replace") if answer is not None else _answered(work, asked)
             if asked.scope == "machine":
                 ground = work
-                if any(_is_there(work, place) for place in ("/tests",)):
+                if is_there(work, "/tests"):
                     return Grade(0.0, {"tests": 0.0}, "expected no /tests; found one that the agent made")
             else:
                 taken = work.snapshot() if asked.scope == "work" else None
@@ -268,67 +262,11 @@ class HarborEnv(TextEnv):
         return judged(ground, task, asked, given)
 
 
-def judged(ground: Sandbox, task: HarborTask, asked: Wants, answer: bytes | None) -> Grade:
-    """Runs a task's tests where nothing of the agent's is running, and reads the reward that they write.
-
-    Raises:
-        SandboxError: the sandbox is gone; nothing has been learned about the agent.
-    """
-    try:
-        if asked.answer and answer is not None:
-            ground.write_file(asked.answer, answer)
-        ground.write_files(dict.fromkeys(REWARDS, b""), mode=0o666)
-        put(ground, {f"/tests/{name}": state for name, state in task.tests.items()})
-    except OSError as error:  # on the agent's own machine: something of its lies in the way
-        return Grade(0.0, {"tests": 0.0}, f"expected a place for the tests; found {error.strerror}".lower())
-    starts = task.tests["test.sh"].data.startswith(b"#!")
-    ground.write_file("/tests/test.sh", task.tests["test.sh"].data, mode=0o755)
-    command = ["/tests/test.sh"] if starts else ["bash", "/tests/test.sh"]
-    try:
-        done = ground.exec(command, env=asked.verifier_env, timeout=asked.verifier_s)
-    except ExecTimeout as late:
-        return Grade(0.0, {"tests": 0.0}, f"expected tests that end in {asked.verifier_s:g} s; {_telling(late.partial)}")
-    ground.freeze()
-    written = [_content(ground, path) for path in REWARDS]
-    for read, text in zip((_from_json, _from_text), written, strict=True):
-        if text.strip():
-            try:
-                found = read(text)
-                reward = found.get("reward", sum(found.values()) / len(found))
-            except (ValueError, TypeError, AttributeError, ZeroDivisionError):
-                return Grade(0.0, {"tests": 0.0}, f"expected a number as reward; found {text.strip()[:40]!r}")
-            return Grade(min(max(reward, 0.0), 1.0), found, _telling(done))
-    reward = float(done.exit_code == 0)
-    return Grade(reward, {"tests": reward}, _telling(done))
-
-
 def unfenced(action: str) -> str:
     """What stands in the one code block that an action ends with, or else the action as it is."""
     text = action.strip()
     found = FENCED.match(text)
     return found[1] if found and len(re.findall(r"^```", text, re.MULTILINE)) == 2 else action
-
-
-def _from_json(text: str) -> dict[str, float]:
-    found = json.loads(text)
-    numbers = {str(key): float(value) for key, value in (found.items() if isinstance(found, dict) else [("reward", found)])}
-    if not all(math.isfinite(value) for value in numbers.values()):
-        raise ValueError("not finite")
-    return numbers
-
-
-def _from_text(text: str) -> dict[str, float]:
-    if not math.isfinite(reward := float(text)):
-        raise ValueError("not finite")
-    return {"reward": reward}
-
-
-def _content(sandbox: Sandbox, path: str) -> str:
-    """What was written there; a folder, a link to nowhere and the like hold no reward."""
-    try:
-        return sandbox.read_file(path).decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _answered(work: Sandbox, asked: Wants) -> bytes | None:
@@ -337,52 +275,3 @@ def _answered(work: Sandbox, asked: Wants) -> bytes | None:
         return work.read_file(asked.answer) if asked.answer else None
     except OSError:
         return None
-
-
-def _is_there(sandbox: Sandbox, path: str) -> bool:
-    try:
-        sandbox.list_dir(path)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _telling(done: ExecResult) -> str:
-    """The lines of a test's output that say what was wrong, or its end; how it ended, where it said nothing."""
-    text = (done.stdout + b"\n" + done.stderr).decode(errors="replace").replace("\0", "")
-    lines = [line.strip()[:120] for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if TELLING.search(line)] or lines[-4:]
-    short = "\n".join(told)[-VERDICT_CHARS:]
-    return short or ("the tests passed" if done.exit_code == 0 else f"the tests ended with {done.exit_code}")
-
-
-def _typed(files: Mapping[str, FileState]) -> str:
-    """Shell lines that write the files of a solution, as somebody at the terminal could."""
-    lines = ["mkdir -p /solution"]
-    for name, state in files.items():
-        path = shlex.quote(f"/solution/{name}")
-        if state.kind == "directory":
-            lines.append(f"mkdir -p {path}")
-            continue
-        if "/" in name:
-            lines.append(f"mkdir -p {shlex.quote('/solution/' + name.rpartition('/')[0])}")
-        lines.append(_writes(state.data, path) if state.kind == "file" else f"ln -s {shlex.quote(state.data.decode())} {path}")
-        if state.kind == "file" and state.mode & 0o100:
-            lines.append(f"chmod +x {path}")
-    return "\n".join(lines)
-
-
-def _writes(data: bytes, path: str) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if not data.endswith(b"\n") or any(ord(character) < 32 and character not in "\n\t" for character in text):
-        escaped = "".join(f"\\0{byte:03o}" for byte in data)
-        return f"printf '%b' '{escaped}' > {path}"
-    word = "EOF"
-    while f"\n{word}\n" in f"\n{text}":
-        word += "F"
-    return f"cat > {path} <<'{word}'\n{text}{word}"

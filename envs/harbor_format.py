@@ -204,7 +204,11 @@ def _variables(table: Mapping[str, Any], what: str) -> dict[str, str]:
 def _limits(environment: Mapping[str, Any], name: str) -> Limits:
     """Numbers of the task are demands: a sandbox that cannot hold one refuses it."""
     asked: dict[str, Any] = {"memory_mb": Preferred(2048), "disk_mb": Preferred(512), "pids": Preferred(256)}
-    for key, limit, old in (("cpus", "cpus", ""), ("memory_mb", "memory_mb", "memory"), ("storage_mb", "disk_mb", "storage")):
+    for key, limit, old in (
+        ("cpus", "cpus", ""),
+        ("memory_mb", "memory_mb", "memory"),
+        ("storage_mb", "disk_mb", "storage"),
+    ):
         value = environment.get(key, _old_size(environment.get(old), f"{name}: environment.{old}"))
         if value is None:
             continue

@@ -36,10 +36,10 @@ echo $reward > /logs/verifier/reward.txt
 """
 
 
-def as_harbor(job: Task, image: str = IMAGE) -> HarborTask:
-    """The job, whole. image: what its Dockerfile starts from; it needs bash, coreutils, findutils, diffutils, sed, grep."""
+def as_harbor(job: Task) -> HarborTask:
+    """The job, whole. Another image than `IMAGE` needs bash, coreutils, findutils, diffutils, sed and grep."""
     name = job.key.replace("/", "-")
-    lines = [f"FROM {image}", f"WORKDIR {WORK}", *([f"COPY files/ {WORK}/"] if job.files else [])]
+    lines = [f"FROM {IMAGE}", f"WORKDIR {WORK}", *([f"COPY files/ {WORK}/"] if job.files else [])]
     context = {f"files/{path}": state for path, state in job.files.items()}
     tests = {
         "test.sh": script(TEST),
@@ -53,7 +53,11 @@ def as_harbor(job: Task, image: str = IMAGE) -> HarborTask:
         ),
     }
     instruction = f"{job.instruction}\n\nWork in {WORK}. Nothing but what is asked for may change there.\n"
-    commands = ["#!/bin/bash", f"cd {WORK} || exit 1", *(action for action in job.gold if action.split()[0] not in ENDS)]
+    commands = [
+        "#!/bin/bash",
+        f"cd {WORK} || exit 1",
+        *(action for action in job.gold if action.split()[0] not in ENDS),
+    ]
     metadata = {
         "retort_sandbox": "bwrap",
         "retort_split": job.split,

@@ -2,8 +2,8 @@
 
 A container runs our own init, as the bubblewrap sandbox does, from a bundle mounted into it, and the supervisor talks
 to it over a socket that is mounted beside it: a warm command costs a message instead of a `docker exec`. The engine
-must share this machine's file system. The root file system is read-only; /work, /tmp and /dev/shm are sized tmpfs. A layout may
-ask for other folders, or for a machine that its user is root of.
+must share this machine's file system. The root file system is read-only; /work, /tmp and /dev/shm are sized tmpfs. A
+layout may ask for other folders, or for a machine that its user is root of.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ def files_of(image: str, path: str) -> bytes:
             if not name or not (info.isdir() or info.issym() or info.isfile() or info.islnk()):
                 continue
             file = tar.extractfile(info) if kind == "file" else None
-            entries.append((name, kind, info.mode, int(info.mtime) * 10**9, file.read() if file else info.linkname.encode()))
+            entries.append(
+                (name, kind, info.mode, int(info.mtime) * 10**9, file.read() if file else info.linkname.encode())
+            )
     return archive(entries)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retort.sandboxes.base import Limits, Layout, Sandbox, SandboxUnavailable
+from retort.sandboxes.base import Layout, Limits, Sandbox, SandboxUnavailable
 
 
 def _bwrap(_: str, limits: Limits, layout: Layout) -> Sandbox:

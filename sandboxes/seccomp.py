@@ -1,7 +1,8 @@
 """The system calls that no sandboxed process may make: as a compiled seccomp filter, and as Docker's profile.
 
 Everything else is allowed: namespaces, limits and the lack of capabilities hold the rest. Refused calls fail with
-EPERM, or with ENOSYS or EAFNOSUPPORT where programs know to fall back. Calls of another architecture (32-bit, x32) kill the caller.
+EPERM, or with ENOSYS or EAFNOSUPPORT where programs know to fall back. Calls of another architecture (32-bit, x32) kill
+the caller.
 """
 
 from __future__ import annotations
