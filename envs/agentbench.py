@@ -59,6 +59,12 @@ cat() {
   fi
 }
 """
+# What runs behind has become the program that it shall be.
+STARTED = """for pid in $(jobs -p); do
+  while read -r name < /proc/$pid/comm && [[ $name = bash || $name = runuser ]]; do sleep 0.01; done 2>/dev/null
+done
+exec "$@"
+"""
 AT_HOME = f'bash -c "cd {HOME} && $(cat "$1")"'
 # How a task is checked: test.sh by the shape of its check. Answers may count the processes that are older than the one
 # above them, so the reference runs right below test.sh, and a solution in the place of solve.sh.
@@ -251,7 +257,7 @@ def _context(record: Mapping[str, Any], init: list[str], machine: bool) -> Files
         lines.append('RUN mkdir -p bin && cp "$(command -v find)" bin/find')
     start = record.get("start", "")
     if start or (isinstance(record.get("create"), dict) and record["create"].get("init_at_start")):
-        files["start.sh"] = script("\n".join([*init, start, 'exec "$@"', ""]))
+        files["start.sh"] = script("\n".join([*init, start, STARTED]))
         lines += ["COPY start.sh /tmp/start.sh", 'ENTRYPOINT ["bash", "/tmp/start.sh"]']
     else:
         for number, text in enumerate(init):

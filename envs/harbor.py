@@ -40,7 +40,7 @@ PROTOCOL = "You are at a shell in {work}. Each message you write is run in it. W
 ANSWER = "If an answer is asked for, end with: submit ANSWER"
 LOST = "the shell is gone"
 NO_ANSWER = "this task takes no answer: write done"
-FENCED = re.compile(r"^.*?^```\w*[ \t]*\n(.*?)\n?```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r".*?^```\w*[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.MULTILINE)
 
 
 class HarborEnv(TextEnv):

@@ -70,7 +70,7 @@ def _workdir(recipe: Recipe, rest: str, _: Files) -> Recipe:
 
 
 def _env(recipe: Recipe, rest: str, _: Files) -> Recipe:
-    first, value = (rest.split(" ", 1) + [""])[:2]
+    first, value = [*rest.split(" ", 1), ""][:2]
     pairs = [first + "=" + value] if "=" not in first else shlex.split(rest)
     found = dict(pair.partition("=")[::2] for pair in pairs)
     return replace(recipe, env={**recipe.env, **{key: _filled(recipe, value) for key, value in found.items()}})

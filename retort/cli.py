@@ -42,12 +42,16 @@ def envs(as_json: Json = False) -> None:
 
 
 @app.command("check-env")
-def check_env_command(env_id: str) -> None:
+def check_env_command(
+    env_id: str,
+    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+) -> None:
     """Hold a registered environment against the contract."""
+    from retort.algos.config import parse
     from retort.envs.catalogue import make
     from retort.envs.check import CheckError, check_env
 
-    env = make(env_id)
+    env = make(env_id, **dict(parse(setting) for setting in settings or ()))
     try:
         check_env(env)
     except CheckError as error:
