@@ -13,8 +13,11 @@ Source: Liu et al., AgentBench (arXiv:2308.03688), in inspect-evals 0.26.0 (MIT)
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,7 @@ ANSWERS = f"#!/bin/bash\nset -- /solution/example.sh\nexec {AT_HOME} > {ANSWER}\
 DOES = f"#!/bin/bash\nset -- /solution/example.sh\n{AT_HOME}\n"
 
 PROGRAMS = "chgrp comm du file fold getent groupadd groups nl nproc paste runuser su tac useradd usermod who whoami"
+MAKING = threading.Lock()
 
 
 class AgentBenchEnv(HarborEnv):
@@ -112,7 +116,6 @@ class AgentBenchEnv(HarborEnv):
         explain: bool = True,
     ) -> None:
         self._root = str(sandbox).startswith("docker")
-        self._image = ""
         super().__init__(scripts, split, sandbox, only, False, max_turns, command_s, observation_chars, explain)
 
     def _load(self, folder: str | Path | None) -> Mapping[str, HarborTask]:
@@ -122,8 +125,7 @@ class AgentBenchEnv(HarborEnv):
     def _backend(self, asked: Wants) -> str:
         if self.sandbox != "docker":
             return super()._backend(asked)
-        self._image = self._image or image_of_this_machine()
-        return f"docker:{self._image}"
+        return f"docker:{image_of_this_machine()}"
 
 
 def load(scripts: Path | None = None) -> dict[str, HarborTask]:
@@ -152,6 +154,12 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
 
 def image_of_this_machine() -> str:
     """The name of an image in which the tasks can run: this machine's programs, those that manage users among them."""
+    with MAKING:  # many episodes begin at once
+        return _image(os.environ.get("DOCKER_HOST", ""))
+
+
+@cache
+def _image(_: str) -> str:
     from retort.sandboxes.docker import image_of
     from retort.sandboxes.images import PROGRAMS as USUAL
     from retort.sandboxes.images import add_logins, folder_of_this_machine

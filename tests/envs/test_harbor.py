@@ -17,7 +17,7 @@ from retort.envs.harbor import NO_ANSWER, HarborEnv, unfenced
 from retort.envs.harbor_format import HarborTask, export_tasks, script, write_task
 from retort.envs.shell import ShellEnv
 from retort.sandboxes.base import FileState, UnsupportedLimit
-from retort.sandboxes.docker import image_of
+from retort.sandboxes.docker import engine, image_of
 
 import retort  # noqa: F401  (registers the environment)
 
@@ -346,6 +346,19 @@ def test_images_are_built(base: str, tmp_path: Path, made: Callable[..., HarborE
         assert isinstance(shell, HarborEnv)
         for ref in shell.tasks():
             assert (play(shell, None, ref.key)[-1][1], play(shell, [], ref.key)[-1][1]) == (1.0, 0.0)
+
+
+def test_another_harness_can_run_what_was_exported(base: str, tmp_path: Path) -> None:
+    """As Harbor does it: a plain container of root's, the solution, then the tests in the same one."""
+    for place in sorted(exported(tmp_path / "out", 6, base).iterdir()):
+        image = image_of(place / "environment")
+        volumes = {str(place / name): {"bind": f"/{name}", "mode": "ro"} for name in ("tests", "solution")}
+        grade = "mkdir -p /logs/verifier; {}; /tests/test.sh >/dev/null; cat /logs/verifier/reward.txt"
+        with engine() as client:
+            for action, reward in (("/solution/solve.sh", b"1\n"), ("true", b"0\n")):
+                command = ["bash", "-c", grade.format(action)]
+                said = client.containers.run(image, command, volumes=volumes, network_mode="none", remove=True)
+                assert said == reward, (place.name, action)
 
 
 MACHINE = """#!/bin/bash
