@@ -24,7 +24,8 @@ from typing import Any
 
 from retort.envs.base import MissingPackage, Split, UsageError
 from retort.envs.harbor import HarborEnv
-from retort.envs.harbor_format import Files, HarborTask, Wants, script
+from retort.envs.harbor_format import Files, HarborTask, script
+from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import FileState
 
 INSTALL = "pip install --no-deps inspect-evals==0.26.0"

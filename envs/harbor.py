@@ -3,7 +3,7 @@
 An action is lines of shell, `done`, or, where the task asks for an answer, `submit ANSWER`. The terminal is the same
 for a whole episode. When it ends, however it ends, all processes of the agent are ended; then the tests, which
 the agent's sandbox never held, are run: in a sandbox that the agent never was in, on a copy of the work folder or with
-the answer alone, unless the task says that it is about the whole machine (`Wants` in `retort.envs.harbor_format`).
+the answer alone, unless the task says that it is about the whole machine (`retort.envs.harbor_wants`).
 
 The reward is the number that the tests write, from 0 to 1 (`retort.envs.harbor_grade`).
 """
@@ -30,9 +30,10 @@ from retort.envs.base import (
     nearest,
     step_info,
 )
-from retort.envs.harbor_format import HarborTask, Wants, read_tasks, ref_of, wants
+from retort.envs.harbor_format import HarborTask, read_tasks, ref_of
 from retort.envs.harbor_grade import Grade, judged
 from retort.envs.harbor_place import Place, is_there, place_of, prepare, typed
+from retort.envs.harbor_wants import Wants, wants
 from retort.envs.room import Room, run_line, shown
 from retort.sandboxes.base import Sandbox, SandboxClosed, Terminal
 

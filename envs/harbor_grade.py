@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from retort.envs.harbor_format import HarborTask, Wants
+from retort.envs.harbor_format import HarborTask
 from retort.envs.harbor_place import REWARDS, put
+from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import ExecResult, ExecTimeout, Sandbox
 
 TELLING = re.compile(r"fail|error|expect|found|assert|differ|missing|got ", re.IGNORECASE)

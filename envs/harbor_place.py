@@ -16,7 +16,8 @@ from pathlib import Path
 
 from retort.envs.base import UsageError
 from retort.envs.harbor_dockerfile import Recipe, Run, read_dockerfile
-from retort.envs.harbor_format import Files, HarborTask, Wants
+from retort.envs.harbor_format import Files, HarborTask
+from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import ExecTimeout, FileState, Layout, Limits, Sandbox
 
 HARBORS = ("/logs", "/solution", "/tests")  # folders that Harbor itself uses

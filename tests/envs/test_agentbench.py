@@ -141,7 +141,9 @@ def test_a_change_is_checked_without_what_the_agent_wrote_for_its_shell(env: Age
 def test_programs_that_start_with_the_task() -> None:
     with made(split="validation") as dev:
         dev.reset(options={"task": "dev-0000"})
-        assert dev.step("pgrep -fc 'succeed'; head -n 1 ~/log")[0] == "1\nsucceed"
+        assert (
+            dev.step("pgrep -fc 'succeed'; until [ -s ~/log ]; do sleep 0.05; done; head -n 1 ~/log")[0] == "1\nsucceed"
+        )
         observation, _ = dev.reset(options={"task": "dev-0000"})
         assert "/home/agent/log" in observation
         assert dev.step("submit 1")[1] == 1.0

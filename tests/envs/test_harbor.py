@@ -353,7 +353,7 @@ def test_another_harness_can_run_what_was_exported(base: str, tmp_path: Path) ->
     for place in sorted(exported(tmp_path / "out", 6, base).iterdir()):
         image = image_of(place / "environment")
         volumes = {str(place / name): {"bind": f"/{name}", "mode": "ro"} for name in ("tests", "solution")}
-        grade = "mkdir -p /logs/verifier; {}; /tests/test.sh >/dev/null; cat /logs/verifier/reward.txt"
+        grade = "mkdir -p /logs/verifier; {} >/dev/null; /tests/test.sh >/dev/null; cat /logs/verifier/reward.txt"
         with engine() as client:
             for action, reward in (("/solution/solve.sh", b"1\n"), ("true", b"0\n")):
                 command = ["bash", "-c", grade.format(action)]
