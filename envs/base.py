@@ -23,10 +23,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
+
+if TYPE_CHECKING:
+    from retort.envs.harbor_format import HarborTask
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -231,6 +234,11 @@ class TextEnv(gymnasium.Env[str, str]):
         """
         del observation
         return plan[turn]
+
+    def export(self, key: str) -> HarborTask | None:
+        """The task of that key in Harbor's format, for other harnesses; None where it cannot be said in it."""
+        del key
+        return None
 
     def backend(self) -> str:
         """What the actions run in, for provenance: the sandbox backend's name, or "none"."""

@@ -27,7 +27,9 @@ from retort.envs.base import (
     checked_split,
     step_info,
 )
+from retort.envs.harbor_format import HarborTask
 from retort.envs.room import Room, run_line, shown
+from retort.envs.shell_harbor import as_harbor
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Terminal
 
@@ -105,6 +107,9 @@ class ShellEnv(TextEnv):
             self._refs = task_refs(self.families, self.split)
             self._listed = tuple(self._refs.values())
         return self._listed
+
+    def export(self, key: str) -> HarborTask:
+        return as_harbor(task(key))
 
     def backend(self) -> str:
         return self._room.sandbox

@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from retort.sandboxes import cgroups, init, seccomp
-from retort.sandboxes.base import Limits, SandboxStartupError, SandboxUnavailable
-from retort.sandboxes.guest import AGENT, PYTHON, SCRATCH, Guest, MiB, configuration, demand
+from retort.sandboxes.base import Layout, Limits, SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.guest import PYTHON, Guest, MiB, configuration, demand
 
 START_S = 30.0
 FIRST_UID = 200_000
@@ -40,7 +40,9 @@ class BwrapSandbox(Guest):
         SandboxStartupError: bubblewrap refused to start; the message has its words.
     """
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, limits: Limits = Limits(), layout: Layout = Layout()) -> None:  # noqa: B008 (frozen)
+        if layout.root:
+            raise SandboxUnavailable("bubblewrap has no machine to be root of: use docker:IMAGE")
         where = cgroups.tree()
         self._layers = _layers(limits, where)
         self._group: cgroups.Group | None = None
@@ -51,7 +53,7 @@ class BwrapSandbox(Guest):
         log = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         uid, self._claim = _unique_uid() if os.geteuid() == 0 else NO_UID
         try:
-            command = _command(limits, uid, theirs.fileno(), info_in, files)
+            command = _command(limits, layout, uid, theirs.fileno(), info_in, files)
             if where:
                 cgroups.sweep(where)
                 self._group = cgroups.make(where, limits)
@@ -180,7 +182,7 @@ def _init() -> bytes:
     return done.stdout
 
 
-def _command(limits: Limits, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
+def _command(limits: Limits, layout: Layout, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxUnavailable(
@@ -208,10 +210,16 @@ def _command(limits: Limits, uid: int | None, channel: int, info: int, files: li
     command += ["--perms", "0644", "--ro-bind-data", str(files[1]), "/etc/init.pyc"]
     command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     size = ["--size", str(limits.disk_mb * MiB)] if limits.disk_mb is not None else []
-    for place in SCRATCH:
+    for place in layout.scratch:
         command += ["--perms", "0755", *size, "--tmpfs", place]
-    command += ["--chdir", "/work", "--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
+    command += ["--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
     config = configuration(
-        limits, {"fd": channel}, "/work", SCRATCH, alone=True, own_users=True, env={"PATH": PATH} | AGENT
+        limits,
+        {"fd": channel},
+        layout.work,
+        layout.scratch,
+        alone=True,
+        own_users=True,
+        env=layout.environment({"PATH": PATH}),
     )
     return [*command, PYTHON, "-I", "-S", "/etc/init.pyc", config]
