@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import dedent
 
 from retort.envs.code_sketch import Family, Sketch, bound, choice, some_letters, some_numbers
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 
 
 def _total(draw: Draw) -> Sketch:

@@ -7,7 +7,7 @@ from textwrap import dedent
 from typing import Any
 
 from retort.envs.code_sketch import Family, Sketch, bound, choice, some_letters, some_numbers
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 
 
 def _parsed(draw: Draw) -> Sketch:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import dedent
 
 from retort.envs.code_sketch import Family, Sketch, choice, some_letters, some_numbers
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 
 NAMES = ("ann", "bob", "cid", "dan", "eve")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from retort.envs.code_functions import FUNCTIONS
 from retort.envs.code_nested import NESTED
 from retort.envs.code_programs import PROGRAMS
 from retort.envs.code_sketch import Sketch
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 
 FAMILIES = {**FUNCTIONS, **NESTED, **PROGRAMS}  # from easy to hard
 HELD_OUT = ("windowed", "queue")  # never in training

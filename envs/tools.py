@@ -25,8 +25,8 @@ from retort.envs.base import (
     TextEnv,
     TextSpace,
     UsageError,
+    checked_families,
     checked_split,
-    nearest,
     step_info,
 )
 from retort.envs.calls import Call, Unreadable, read_calls, spoken
@@ -77,6 +77,7 @@ class ToolsEnv(TextEnv):
     """
 
     held_out = HELD_OUT
+    blocking = False
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class ToolsEnv(TextEnv):
         if max_turns <= 0:
             raise UsageError(f"max_turns: expected a number above 0, found {max_turns}")
         self.split, self.max_turns, self.explain = checked_split(split), max_turns, explain
-        self.families = _families(split, families)
+        self.families = checked_families(self.split, families, FAMILIES, HELD_OUT)
         self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
         self._refs: dict[str, TaskRef] = {}
         self._listed: tuple[TaskRef, ...] = ()
@@ -177,22 +178,6 @@ def _answers(world: World, calls: Sequence[Call | Unreadable]) -> list[str]:
     said = [world.call(call) if isinstance(call, Call) else compact({"error": call.reason}) for call in calls[:CALLS]]
     more = compact({"error": f"expected at most {CALLS} calls in an action, found {len(calls)}; the rest was not run"})
     return [*said, more] if len(calls) > CALLS else said
-
-
-def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
-    offered = [name for name in FAMILIES if split != "train" or name not in HELD_OUT]
-    if asked is None:
-        return tuple(offered)
-    if isinstance(asked, str):
-        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
-    for name in asked:
-        if name in HELD_OUT and split == "train":
-            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
-        if name not in FAMILIES:
-            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
-    if not asked:
-        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
-    return tuple(name for name in offered if name in asked)
 
 
 def opened(job: Task) -> World:

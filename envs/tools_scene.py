@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from retort.envs.calls import Call
-from retort.envs.shell_tasks import Draw
+from retort.envs.draw import Draw
 from retort.envs.tools_world import COMPANY, ME, Contact, Event, Mail, Order
 
 

@@ -19,8 +19,8 @@ from retort.feedback.reprompt import Reprompt, Shown, view
 
 
 class Hint(Shown):
-    """sources: kinds of feedback; the first that a task has is shown. template: how it is put, by default in the words of
-    `reprompt`, so that a model that was taught the one reads the other.
+    """sources: kinds of feedback; the first that a task has is shown. template: how it is put, by default in the words
+    of `reprompt`, so that a model that was taught the one reads the other.
     """
 
     sources: tuple[Source, ...] = Field(default=(Source.ANSWER, Source.SOLUTION), min_length=1)
