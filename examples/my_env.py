@@ -1,4 +1,4 @@
-"""An environment of your own, whole: give change, and hear what your coins make. Checked, trained on, evaluated.
+"""An environment of your own, whole: count in Esperanto, and hear what you said. Checked, trained on, evaluated.
 
 python examples/my_env.py [FOLDER] [key=value ...]
 """
@@ -6,36 +6,35 @@ python examples/my_env.py [FOLDER] [key=value ...]
 import sys
 from pathlib import Path
 
-import gymnasium
+from gymnasium import make, register
 from retort.agents.evaluate import evaluate
 from retort.algos.config import preset, resolve
 from retort.algos.launch import launch
 from retort.envs.check import check_env
 from retort.envs.single import single_turn
 
-COINS = ("50", "20", "10", "5", "2", "1")
+
+def spell(number):
+    words = ("", "unu", "du", "tri", "kvar", "kvin", "ses", "sep", "ok", "naŭ")
+    digits = zip(map(int, f"{number:03}"), ("cent", "dek", ""), strict=True)
+    return " ".join((words[digit] if digit > 1 or not unit else "") + unit for digit, unit in digits if digit)
 
 
-def count(prompt, answer):
-    due, paid = int(prompt.split()[1]), sum(int(word) for word in answer.split() if word in COINS)
-    return float(paid == due), f"that makes {paid} of {due}"
+ASKED = {f"say {number} in Esperanto": number for number in range(1, 1000)}
+SAID = {spell(number): number for number in ASKED.values()}
 
 
-def change(prompt):
-    left, coins = int(prompt.split()[1]), []
-    for coin in COINS:
-        coins += [coin] * (left // int(coin))
-        left %= int(coin)
-    return " ".join(coins)
+def hear(prompt, answer):
+    said = SAID.get(answer.strip(), "no number")
+    return float(said == ASKED[prompt]), f"you said {said}"
 
 
-prompts = [f"give {amount}" for amount in range(1, 100)]
-gymnasium.register("me/Till-v0", single_turn(prompts, count, answers=change, near_misses=lambda p: [change(p) + " 1"]))
+register("me/Count-v0", single_turn([*ASKED], hear, answers=[*SAID], near_misses=lambda p: [spell(ASKED[p] % 999 + 1)]))
 
 if __name__ == "__main__":
-    check_env(gymnasium.make("me/Till-v0"))
-    folder, settings, model = Path(*sys.argv[1:2] or ["runs/till"]), sys.argv[2:], "tiny"
-    for recipe, steps in ("sft", 60), ("srpo", 30):
-        config = resolve({**preset(recipe, model), "env": "me/Till-v0", "steps": steps}, settings)
+    check_env(make("me/Count-v0"))
+    folder, settings, model = Path(*sys.argv[1:2] or ["runs/count"]), sys.argv[2:], "tiny"
+    for recipe, own in ("sft", {"steps": 100, "traces": {"tasks": 1000, "skill": 0.4}}), ("srpo", {"steps": 30}):
+        config = resolve({**preset(recipe, model), "env": "me/Count-v0", **own}, settings)
         model = str(launch(config, folder / recipe).checkpoints()[-1])
-        print(f"after {recipe}: {evaluate('me/Till-v0', model, n=8).overall.success:.2f} of unseen amounts are right")
+        print(f"after {recipe}: {evaluate('me/Count-v0', model).overall.success:.2f} of the unseen numbers are right")
