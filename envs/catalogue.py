@@ -57,8 +57,9 @@ def found(env_id: str) -> EnvSpec:
                 f"{env_id}: expected module:namespace/Name-v0 with a module that registers it: {error}"
             ) from error
     if name not in gymnasium.registry:
-        own = [known for known in gymnasium.registry if known.partition("/")[0] == name.partition("/")[0]]
-        raise UsageError(f"unknown environment {env_id!r}; {nearest(name, dict.fromkeys([*own, *env_ids()]))}")
+        space = f"{name.partition('/')[0]}/"
+        own = [f"{module}{colon}{known}" for known in gymnasium.registry if known.startswith(space)]
+        raise UsageError(f"unknown environment {env_id!r}; {nearest(env_id, dict.fromkeys([*own, *env_ids()]))}")
     return gymnasium.spec(name)
 
 

@@ -37,4 +37,4 @@ if __name__ == "__main__":
     for recipe, own in ("sft", {"steps": 100, "traces": {"tasks": 1000, "skill": 0.4}}), ("srpo", {"steps": 30}):
         config = resolve({**preset(recipe, model), "env": "me/Count-v0", **own}, settings)
         model = str(launch(config, folder / recipe).checkpoints()[-1])
-        print(f"after {recipe}: {evaluate('me/Count-v0', model).overall.success:.2f} of the unseen numbers are right")
+        print(f"{recipe}: {evaluate('me/Count-v0', model, turn_tokens=16).overall.success:.0%} of unseen numbers right")
