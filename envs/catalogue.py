@@ -49,7 +49,7 @@ def found(env_id: str) -> EnvSpec:
         UsageError: there is no such module or environment, with the nearest one.
     """
     module, colon, name = env_id.rpartition(":")
-    if colon:
+    if module:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
