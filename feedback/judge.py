@@ -48,8 +48,8 @@ class Judge(Protocol):
 
 
 def by_rules(trajectories: Sequence[Trajectory]) -> list[list[list[Vote]]]:
-    """For environments with a verifier: one vote a turn, by its reward, or by the outcome for the last one. A turn that a
-    user speaks of is right where it was rewarded and wrong else.
+    """For environments with a verifier: one vote a turn, by its reward, or by the outcome for the last one. A turn that
+    a user speaks of is right where it was rewarded and wrong else.
 
     The hint is what the environment answered to that turn beside what it showed.
     """
