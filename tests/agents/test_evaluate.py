@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from retort.agents import scripted
 from retort.agents.base import Trajectory
-from retort.agents.evaluate import evaluate, load_policy, pass_at_k, pass_hat_k, play, rate, report, spread
+from retort.agents.evaluate import evaluate, play, spread
+from retort.agents.policies import load_player
+from retort.agents.report import pass_at_k, pass_hat_k, rate, report
 from retort.agents.rollout import Runner
 from retort.envs.base import TaskRef, UsageError
 
@@ -140,11 +142,11 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'test'"):
         evaluate(SHELL, "gold", split="tests")
     with pytest.raises(UsageError, match="did you mean 'gold'"):
-        load_policy("golds")
+        load_player("golds")
     with pytest.raises(UsageError, match=r"expected a model folder with config\.json"):
-        load_policy(str(tmp_path))
+        load_player(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        load_policy(str(tmp_path))
+        load_player(str(tmp_path))
     with pytest.raises(UsageError, match="n=2"):
         evaluate(SHELL, "gold", n=2, ks=(4,))
