@@ -67,9 +67,8 @@ def _own_script(path: str, given: Mapping[str, Any]) -> Player:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"model script:{path}: expected script:MODULE:NAME, found none there: {error}") from error
     chat = scripted.byte_chat()
-    return Player(
-        scripted.ScriptedPolicy(script, chat, name=f"script:{path}", threads=256), chat, bounded=False, counted=False
-    )
+    policy = scripted.ScriptedPolicy(script, chat, name=f"script:{path}", threads=256)
+    return Player(policy, chat, bounded=False, counted=False)
 
 
 def _endpoint(path: str, given: Mapping[str, Any]) -> Player:
