@@ -49,7 +49,7 @@ class EvalConfig(BaseModel):
 
     def name(self) -> str:
         """What a folder of it is called: environment, model and seed."""
-        parts = [part for part in re.split(r"[/#:]+", self.model) if part != "checkpoints"]
+        parts = [part for part in re.split(r"[/#:]+", self.model) if part not in ("", "checkpoints")]
         model = "-".join(parts[-2:] if parts[-1].startswith("step-") else parts[-1:])
         return re.sub(r"[^\w.-]+", "-", f"{self.env.rpartition('/')[2]}-{model}-seed{self.seed}")
 
