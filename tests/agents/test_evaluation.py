@@ -16,7 +16,7 @@ import gymnasium
 import pytest
 from retort.agents import store
 from retort.agents.evaluate import evaluate, resume
-from retort.agents.evaluation import PART, EvalConfig, Evaluation
+from retort.agents.evaluation import PART, EvalConfig, Evaluation, Facts
 from retort.agents.store import StoreError
 from retort.envs.base import TaskRef, UsageError
 
@@ -77,6 +77,12 @@ def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
 )
 def test_names_of_folders(env: str, model: str, name: str) -> None:
     assert EvalConfig(env=env, model=model, seed=3).name() == name
+
+
+def test_folders_are_numbered_where_the_name_is_taken(tmp_path: Path) -> None:
+    config, facts = EvalConfig(env=ECHO, model="gold"), Facts((), (), "1")
+    made = [Evaluation.named(tmp_path / "runs", config, facts).folder.name for _ in range(3)]
+    assert made == ["Echo-v0-gold-seed0", "Echo-v0-gold-seed0-2", "Echo-v0-gold-seed0-3"]
 
 
 def test_what_is_complete_is_not_played_again(tmp_path: Path, echo: Any) -> None:
