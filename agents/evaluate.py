@@ -100,10 +100,12 @@ class Session:
                 keep=None if recorder is None else recorder.add,
                 watch=watch,
             )
-        finally:
-            self.runner.close()
+        except BaseException:
             if recorder is not None:
                 recorder.close()
+            raise
+        finally:
+            self.runner.close()
         summary = report(played, ks=self.config.ks, held_out=self.facts.held_out)
         if self.evaluation is not None:
             self.evaluation.finish(played, summary)

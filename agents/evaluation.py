@@ -165,10 +165,7 @@ class Evaluation:
 
 
 class Recorder:
-    """Writes episodes down as they end. Leave it, and what it holds is written too.
-
-    An evaluation of which nothing could be played leaves nothing behind.
-    """
+    """Writes episodes down as they end."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
@@ -177,12 +174,14 @@ class Recorder:
         self._written = time.monotonic()
 
     def add(self, item: Trajectory) -> None:
+        """Takes an episode, and writes a part where it is time to."""
         self._held.append(item)
         self._usable = self._usable or item.usable
         if self._usable and (len(self._held) >= PART or time.monotonic() - self._written >= PART_S):
             self._write()
 
     def close(self) -> None:
+        """Where an evaluation breaks off: writes what is held. One of which nothing was played leaves nothing."""
         if self._usable and self._held:
             self._write()
         self._evaluation.drop_if_empty()

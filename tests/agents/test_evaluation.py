@@ -148,11 +148,11 @@ def test_an_interrupted_evaluation_keeps_what_was_played(tmp_path: Path) -> None
 
     def stop(stage: str, done: int, told: dict[str, Any]) -> None:
         if done == 7:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(ECHO, "random", out=tmp_path / "run", watch=stop, **ASK)
-    assert len(Evaluation.open(tmp_path / "run").played()) == 7
+    assert 7 <= len(Evaluation.open(tmp_path / "run").played()) < 16
     assert resume(tmp_path / "run") == whole
 
 
