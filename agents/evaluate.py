@@ -187,17 +187,17 @@ def play(
             refs[name] = task
             requests.append(EpisodeRequest(task.key, _seed(seed, task, member), number, name))
     found = {name: item for name, item in (known or {}).items() if item.usable and name in refs}
-    wins = sum(bool(item.success) for item in found.values())
+    wins, counted = sum(bool(item.success) for item in found.values()), len(found)
 
     def tell() -> None:
         if watch is not None:
-            watch("episodes", len(found), {"total": len(refs), "success": wins / max(len(found), 1)})
+            watch("episodes", len(found), {"total": len(refs), "success": wins / max(counted, 1)})
 
     def done(item: Trajectory) -> None:
-        nonlocal wins
+        nonlocal wins, counted
         # Where the environment did not even name its task, the request did.
         found[item.episode] = item = item if item.usable else replace(item, task=refs[item.episode])
-        wins += bool(item.success)
+        wins, counted = wins + bool(item.success), counted + item.usable
         if keep is not None:
             keep(item)
         tell()

@@ -31,7 +31,7 @@ PART, PART_S = 64, 5.0  # a part is written once it has so many episodes, or is 
 class EvalConfig(BaseModel):
     """Everything that decides what is played. context_tokens: None is what the model can read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     env: str
     model: str
