@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install packages sandbox docker demo test lint bench clean
+.PHONY: install packages sandbox docker demo test lint conformance bench clean
 
 install: sandbox $(VENV)/installed
 
@@ -25,14 +25,14 @@ $(VENV)/packages: $(VENV)/installed packages.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement packages.txt
 	@touch $@
 
-# The sandbox needs bubblewrap, and a system Python and libseccomp beside it; Debian has all three.
+# The sandbox needs bubblewrap, and a system Python and libseccomp beside it; agents that mend repositories need git.
 sandbox:
-	@if command -v bwrap >/dev/null && [ -x /usr/bin/python3 ]; then :; \
+	@if command -v bwrap >/dev/null && [ -x /usr/bin/python3 ] && [ -x /usr/bin/git ]; then :; \
 	elif [ -n "$(ROOT)" ]; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap python3 libseccomp2 util-linux; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap python3 libseccomp2 util-linux git; \
 	else \
-		echo "bubblewrap is missing: 'sudo apt-get install bubblewrap python3 libseccomp2' (Debian, Ubuntu)."; \
-		echo "Without it only sandbox=unsafe works, which isolates nothing."; \
+		echo "bubblewrap or git is missing: 'sudo apt-get install bubblewrap python3 libseccomp2 git' (Debian, Ubuntu)."; \
+		echo "Without bubblewrap only sandbox=unsafe works, which isolates nothing."; \
 	fi
 
 # The tests need a Docker engine: one that runs, or as root the programs to start one of their own.
@@ -52,6 +52,10 @@ test: install packages docker
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Our losses beside those of TRL, verl, AReaL and sdpo_rl, which get a virtual environment of their own.
+conformance: install
+	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md
 
 bench: install
 	$(BIN)/python benchmarks/run.py

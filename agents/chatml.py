@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from renderers.base import ParsedResponse, RenderedTokens
@@ -56,6 +57,8 @@ class ChatMLRenderer:
         found = {token: number for token in SPECIALS if (number := _special_id(tokenizer, token)) is not None}
         if missing := [token for token in (START, END) if token not in found]:
             raise ValueError(f"ChatML: the tokenizer has no {' and no '.join(missing)}")
+        # The episodes of a group begin with one text.
+        self._known = lru_cache(256)(self._encode)
         self._start, self._end = found[START], found[END]
         self._stops = [found[token] for token in (END, PAD) if token in found]
         self._opening, self._break = [self._start, *self.encode("assistant\n")], self.encode("\n")
@@ -131,8 +134,10 @@ class ChatMLRenderer:
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; what looks like a special token stays text."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+        return list(self._known(text))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def _message(self, out: RenderedTokens, message: Mapping[str, Any], index: int) -> None:
         role, content = message["role"], _text(message["content"])

@@ -203,8 +203,11 @@ class _Block:
         """A block of these rows, in this order, some perhaps more than once."""
         if list(rows) == list(range(len(self.length))):
             return self
-        index = torch.tensor(rows, device=self.store.device)
-        return _Block(self.store.index_select(2, index), self.valid[list(rows)], self.used)
+        layers, two, _, heads, columns, width = self.store.shape
+        store = self.store.new_empty((layers, two, len(rows), heads, columns, width))
+        # What is not written yet is not copied.
+        store[..., : self.used, :] = self.store[:, :, list(rows), :, : self.used]
+        return _Block(store, self.valid[list(rows)], self.used)
 
     def feed(self, model: Any, ids: Tensor, real: Bool) -> Tensor:
         """Reads ids [B,Q] where `real` [B,Q]; the logits [B,V] that follow the last column."""

@@ -148,7 +148,7 @@ class Runner:
             env_id=self.env_id,
             sampling=self.sampling,
             budget=self.budget,
-            call=self._call,
+            call=self._call if slot.env.get_wrapper_attr("blocking") else _at_once,
         )
         if trajectory.failure is Failure.INFRASTRUCTURE:
             log.warning("episode %s failed and is not counted: %s", request.episode, trajectory.error)
@@ -195,6 +195,10 @@ class Runner:
         if envs:
             list(self._threads.map(_close, envs))
         self._threads.shutdown()
+
+
+async def _at_once(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    return function(*args, **kwargs)
 
 
 def playable(played: list[Trajectory]) -> list[Trajectory]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from retort.agents.base import Trajectory
+    from retort.agents.base import Policy, Trajectory
     from retort.agents.chat import Chat
     from retort.feedback.base import TeacherView
 
@@ -39,7 +39,7 @@ class TokenBatch:
     teacher_mask, teacher_logp, teacher_entropy, teacher_rest_logp: [N,B,T].
     support_ids: [B,T,K]; proximal_support_logp: [B,T,K]; proximal_rest_logp, proximal_entropy: [B,T];
         teacher_support_logp: [N,B,T,K].
-    Rest is the log-mass outside the support.
+    Rest is the log-mass outside the support. step: the 0-based number of the update. vocabulary: entries in it.
     """
 
     tokens: Tensor
@@ -63,6 +63,8 @@ class TokenBatch:
     proximal_rest_logp: Tensor | None = None
     proximal_entropy: Tensor | None = None
     teacher_support_logp: Tensor | None = None
+    step: int = 0
+    vocabulary: int = 0
 
     @property
     def has_teacher(self) -> Tensor:
@@ -126,12 +128,14 @@ class Options(BaseModel):
 class TeacherOptions(Options):
     """Which weights teach. A recipe with a teacher has these as its option `teacher`.
 
-    kind: "fixed" (the policy as training began), "ema" (its moving average) or "current".
-    rate: share of the new weights that an "ema" teacher takes in, `theta_T <- (1 - rate) theta_T + rate theta`.
-    every: updates of the student for one of the teacher.
+    kind: "fixed" (the policy as training began), "ema" (its moving average), "current", or "trust_region" (logits
+        between those of the policy as training began and as it is).
+    rate: share of the new weights that an "ema" teacher takes in, `theta_T <- (1 - rate) theta_T + rate theta`; with 1
+        it is a snapshot. In a trust region, the share of the current logits.
+    every: updates of the student for one of an "ema" teacher.
     """
 
-    kind: Literal["fixed", "ema", "current"] = "fixed"
+    kind: Literal["fixed", "ema", "current", "trust_region"] = "fixed"
     rate: float = Field(default=0.05, ge=0, le=1)
     every: int = Field(default=1, ge=1)
 
@@ -164,14 +168,53 @@ def no_views(
     return ()
 
 
+class Judging(Protocol):
+    """Adds what a judge says to episodes: feedback, and turn rewards where the method takes them from there."""
+
+    def __call__(
+        self, trajectories: Sequence[Trajectory], policy: Policy, chat: Chat, seed: int
+    ) -> Sequence[Trajectory]: ...
+
+
+class Memory(Protocol):
+    """What a run learns beside its weights, such as skills. It is part of every checkpoint."""
+
+    def views(
+        self,
+        group: Sequence[Trajectory],
+        source: Sequence[Trajectory],
+        rows: Sequence[Sequence[int]],
+        chat: Chat,
+        options: Any,
+    ) -> Sequence[TeacherView]:
+        """As `Views`."""
+        ...
+
+    def learn(self, trajectories: Sequence[Trajectory]) -> None:
+        """Takes in the episodes of a step, after its update."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        ...
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One algorithm, declared.
 
     support: which vocabulary entries the loss looks at beside the sampled token; `k` of them, from `Options.k`.
-    teacher_entropy: whether the loss needs the teacher's entropy over the full vocabulary.
+    student_entropy, teacher_entropy: whether it needs that entropy over the full vocabulary.
     channels: N, the number of teachers; with any, the options have a field `teacher: TeacherOptions`.
     rollouts: whether training data are the policy's own episodes (else expert traces).
+    keep: whether a group of episodes teaches anything; other tasks are played in the place of groups that do not, at
+        most `options.resample` times a step, and what is left of them leaves the batch.
+    judge: makes, from the options, what adds a judgement to each episode before views and credit see it.
+    memory: makes, from the options, what a run learns beside the weights; its `views` then take the place of `views`.
     """
 
     options: type[Options]
@@ -179,6 +222,10 @@ class Recipe:
     loss: Callable[[TokenBatch, Credit, Student, Any], tuple[Term, ...]]
     views: Views = no_views
     support: Support = "sampled"
+    student_entropy: bool = False
     teacher_entropy: bool = False
     channels: int = 0
     rollouts: bool = True
+    keep: Callable[[Sequence[Trajectory]], bool] | None = None
+    judge: Callable[[Any], Judging] | None = None
+    memory: Callable[[Any], Memory] | None = None

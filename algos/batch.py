@@ -49,7 +49,7 @@ def flatten(trajectories: Sequence[Trajectory]) -> Rows:
     return Rows(tuple(rows), tuple(of), tuple(np.flatnonzero(row.mask) for row in rows))
 
 
-def collate(trajectories: Sequence[Trajectory], rows: Rows) -> TokenBatch:
+def collate(trajectories: Sequence[Trajectory], rows: Rows, *, step: int = 0, vocabulary: int = 0) -> TokenBatch:
     """The batch as the rollout left it: `proximal_logp` still equals `behaviour_logp`, and no teacher has spoken.
 
     Success is the environment's word; where it gave none, a positive reward counts as success.
@@ -89,6 +89,8 @@ def collate(trajectories: Sequence[Trajectory], rows: Rows) -> TokenBatch:
         temperature=torch.from_numpy(temperature),
         teacher_mask=torch.zeros((0, size, length), dtype=torch.bool),
         teacher_logp=torch.zeros((0, size, length)),
+        step=step,
+        vocabulary=vocabulary,
     )
 
 

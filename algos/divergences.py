@@ -27,10 +27,15 @@ Rest = Literal["tail", "renormalise"]
 
 def kl(p_logp: Tensor, q_logp: Tensor) -> Tensor:
     """KL(p||q) = sum of p (log p - log q) over the last axis. Infinite where q has no mass and p has."""
+    return kl_summands(p_logp, q_logp).sum(-1)
+
+
+def kl_summands(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    """p (log p - log q) for each entry."""
     p_logp, q_logp = lift(p_logp), lift(q_logp)
     empty = torch.isneginf(p_logp)
     p, q = p_logp.masked_fill(empty, 0), q_logp.masked_fill(empty, 0)
-    return (p.exp() * (p - q)).masked_fill(empty, 0).sum(-1)
+    return (p.exp() * (p - q)).masked_fill(empty, 0)
 
 
 def jsd(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
@@ -41,17 +46,22 @@ def jsd(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
     Raises:
         ValueError: beta outside of 0 to 1.
     """
+    return jsd_summands(student_logp, teacher_logp, beta).sum(-1)
+
+
+def jsd_summands(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
+    """What each entry adds to `jsd`. Raises ValueError for beta outside of 0 to 1."""
     if not 0 <= beta <= 1:
         raise ValueError(f"expected beta from 0 to 1, found {beta}")
     student, teacher = lift(student_logp), lift(teacher_logp)
     if beta == 0:
-        return kl(teacher, student)
+        return kl_summands(teacher, student)
     if beta == 1:
-        return kl(student, teacher)
+        return kl_summands(student, teacher)
     empty = torch.isneginf(student) & torch.isneginf(teacher)
     s, t = student.masked_fill(empty, 0), teacher.masked_fill(empty, 0)
     middle = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta)).masked_fill(empty, 0)
-    return beta * kl(teacher, middle) + (1 - beta) * kl(student, middle)
+    return beta * kl_summands(teacher, middle) + (1 - beta) * kl_summands(student, middle)
 
 
 def with_rest(support_logp: Tensor, rest_logp: Tensor, *, rest: Rest = "tail") -> Tensor:

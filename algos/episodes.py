@@ -5,7 +5,7 @@ Both are functions of the step's number, so that a resumed run draws what the ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from retort.agents.rollout import Runner, playable
 from retort.envs.base import TaskRef
 
 Item = TypeVar("Item")
+RESAMPLE = 1 << 32  # a place in the tree of seeds that no episode has
 
 
 class Episodes(Protocol):
@@ -36,14 +37,26 @@ def drawn(items: Sequence[Item], count: int, step: int, seed: int) -> list[Item]
     return [items[int(orders[place // len(items)][place % len(items)])] for place in places]
 
 
-def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, group_size: int, seed: int) -> Episodes:
+def own_rollouts(
+    runner: Runner,
+    tasks: Sequence[TaskRef],
+    *,
+    prompts: int,
+    group_size: int,
+    seed: int,
+    keep: Callable[[Sequence[Trajectory]], bool] | None = None,
+    resample: int = 0,
+) -> Episodes:
     """Groups of `group_size` episodes of `prompts` tasks, sampled from the policy as it is.
+
+    keep: where fewer groups than `prompts` pass it, other tasks are played for the rest, up to `resample` times. All
+    episodes are given, those of groups that did not pass too.
 
     Raises:
         UsageError: when called, where the infrastructure failed in every episode of the step.
     """
 
-    def episodes(step: int) -> list[Trajectory]:
+    def play(step: int, chosen: Sequence[TaskRef], first: int) -> list[Trajectory]:
         requests = [
             EpisodeRequest(
                 task=task.key,
@@ -51,10 +64,28 @@ def own_rollouts(runner: Runner, tasks: Sequence[TaskRef], *, prompts: int, grou
                 group=number,
                 episode=f"{step}-{number}-{member}",
             )
-            for number, task in enumerate(drawn(tasks, prompts, step, seed))
+            for number, task in enumerate(chosen, first)
             for member in range(group_size)
         ]
         return playable(runner.run(requests))
+
+    def episodes(step: int) -> list[Trajectory]:
+        chosen = drawn(tasks, prompts, step, seed)
+        played = play(step, chosen, 0)
+        others = [task for task in tasks if task not in set(chosen)]
+        if keep is None or not resample or not others:
+            return played
+        order = np.random.default_rng([seed, step, RESAMPLE]).permutation(len(others))
+        count = prompts
+        for _ in range(resample):
+            groups = {item.group: [other for other in played if other.group == item.group] for item in played}
+            short = prompts - sum(keep([item for item in group if item.usable]) for group in groups.values())
+            again = [others[int(place)] for place in order[count - prompts :][:short]]
+            if short <= 0 or not again:
+                break
+            played += play(step, again, count)
+            count += len(again)
+        return played
 
     return episodes
 

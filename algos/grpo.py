@@ -39,15 +39,20 @@ class Correction(Options):
         return importance(batch.proximal_logp, batch.behaviour_logp, batch.mask, **self.model_dump())
 
 
-class PolicyOptions(Options):
-    """scale, eps: of the advantage. clip_low, clip_high, dual_clip: of the surrogate. correction: see `Correction`."""
+class RewardOptions(Options):
+    """scale, eps: of the advantage. correction: see `Correction`."""
 
     scale: Scale = "group"
     eps: float = Field(default=1e-6, gt=0)
+    correction: Correction = Correction()
+
+
+class PolicyOptions(RewardOptions):
+    """clip_low, clip_high, dual_clip: of the surrogate."""
+
     clip_low: float = Field(default=0.2, gt=0, le=1)
     clip_high: float = Field(default=0.2, gt=0)
     dual_clip: float | None = Field(default=None, gt=1)
-    correction: Correction = Correction()
 
 
 class GRPOOptions(PolicyOptions):
@@ -58,13 +63,13 @@ class GRPOOptions(PolicyOptions):
     kl_coef: float = Field(default=0.0, ge=0)
 
 
-def advantage(batch: TokenBatch, options: PolicyOptions) -> Tensor:
+def advantage(batch: TokenBatch, options: RewardOptions) -> Tensor:
     """[B,T]: the episode's advantage on each of its model tokens."""
     of_row = group_relative(batch.reward, batch.group, scale=options.scale, eps=options.eps, episode=batch.episode)
     return of_row.unsqueeze(-1) * batch.mask
 
 
-def credit(batch: TokenBatch, options: GRPOOptions) -> Credit:
+def credit(batch: TokenBatch, options: RewardOptions) -> Credit:
     """The group-relative advantage and the correction for the policy that sampled."""
     a = advantage(batch, options)
     live = (a != 0).any(-1).float().mean().item() if len(a) else 0.0

@@ -79,22 +79,29 @@ class LearnerOptions(BaseModel):
 class UpdateStats:
     """What one update did.
 
-    loss: weighted sum of `terms`, each by its name. grad_norm: before clipping. tokens: read by the model, without
-    padding; scored: that a term depends on. skipped: why no step was made, or "".
+    loss: weighted sum of `terms`, each by its name. shares: of the model's tokens, those that a term depends on.
+    slopes: the norm of each weighted term's gradient for the student's log-probs. grad_norm: before clipping.
+    tokens: read by the model, without padding; scored: that a term depends on. gap: nats, the largest distance of a
+    scored token's log-prob from its proximal one, before the step. skipped: why no step was made, or "".
     """
 
     loss: float
     terms: Mapping[str, float]
+    shares: Mapping[str, float]
+    slopes: Mapping[str, float]
     grad_norm: float
     lr: float
     tokens: int
     scored: int
     micro_batches: int
+    gap: float = 0.0
     skipped: str = ""
 
     def metrics(self) -> dict[str, float | int | str]:
         """Flat, for the log."""
         known = {f"loss_{name}": value for name, value in self.terms.items()}
+        known |= {f"tokens_{name}": value for name, value in self.shares.items()}
+        known |= {f"slope_{name}": value for name, value in self.slopes.items()}
         rest: dict[str, float | int | str] = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, **known}
         counts = {"tokens_read": self.tokens, "tokens_scored": self.scored, "micro_batches": self.micro_batches}
         return {**rest, **counts, "skipped": self.skipped}
@@ -114,6 +121,11 @@ class Learner:
         self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self.steps = 0
 
+    @property
+    def vocabulary(self) -> int:
+        """Entries in it, padding of the head included."""
+        return int(self.model.get_output_embeddings().out_features)
+
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """The precision below the head; whoever scores with these weights scores within it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.dtype == "bfloat16")
@@ -130,7 +142,7 @@ class Learner:
         temperature: float | Sequence[float] = 1.0,
     ) -> list[Scored]:
         """`score_tokens` with the current weights; `k` beyond the vocabulary means all of it."""
-        k = min(k, int(self.model.get_output_embeddings().out_features))
+        k = min(k, self.vocabulary)
         asked = {"ids": ids, "k": k, "entropy": entropy, "temperature": temperature}
         with self.arithmetic():
             return score_tokens(self.model, sequences, positions, max_tokens=self.options.micro_tokens, **asked)  # type: ignore[arg-type]
@@ -150,21 +162,25 @@ class Learner:
         counts = {term.name: count_of(term.aggregate, term.mask) for term in terms}
         needed = torch.zeros_like(batch.mask)
         for term in terms:
-            needed |= term.mask if term.active is None else term.mask & term.active
+            needed |= _live(term)
         if needed[:, 0].any():
             raise ValueError("a term has a token at position 0, which nothing stands before")
         lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
         rows = np.flatnonzero(lengths)
-        values = {term.name: 0.0 for term in terms}
+        shares = {term.name: _live(term).sum().item() / max(1, int(batch.mask.sum())) for term in terms}
+        values, squares = dict.fromkeys(shares, 0.0), dict.fromkeys(shares, 0.0)
+        gap = 0.0
         micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
             index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
-            for name, value in self._backward(
+            found, slopes, distance = self._backward(
                 _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
-            ).items():
-                values[name] += value
+            )
+            values = {name: values[name] + found[name] for name in values}
+            squares = {name: squares[name] + slopes[name] for name in squares}
+            gap = max(gap, distance)
         self.model.eval()
         total = sum(term.weight * values[term.name] for term in terms)
         read, scored = int((lengths[rows] - 1).sum()), int(needed.sum())
@@ -176,7 +192,8 @@ class Learner:
         if not skipped:
             self._step()
         self._zero()
-        return UpdateStats(total, values, norm, rate, read, scored, len(micro), skipped)
+        slopes = {name: math.sqrt(square) for name, square in squares.items()}
+        return UpdateStats(total, values, shares, slopes, norm, rate, read, scored, len(micro), gap, skipped)
 
     def _backward(
         self,
@@ -186,14 +203,22 @@ class Learner:
         loss: Loss,
         options: Any,
         counts: Mapping[str, float],
-    ) -> dict[str, float]:
-        """Adds the gradient of one micro-batch; returns its share of each term's value."""
-        terms = loss(batch, credit, self._student(batch, needed), options)
+    ) -> tuple[dict[str, float], dict[str, float], float]:
+        """Adds the gradient of one micro-batch; returns of each term its share of the value, and the square of its
+        gradient for the student's log-probs, and the gap.
+        """
+        student = self._student(batch, needed)
+        terms = loss(batch, credit, student, options)
         folded = {term.name: term.aggregate(term.value, term.mask, count=counts[term.name]) for term in terms}
-        total = torch.stack([term.weight * folded[term.name] for term in terms]).sum()
+        weighted = {term.name: term.weight * folded[term.name] for term in terms}
+        squares = {name: _square(value, student) for name, value in weighted.items()}
+        total = torch.stack(list(weighted.values())).sum()
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
-        return dict(zip(folded, torch.stack([value.detach() for value in folded.values()]).tolist(), strict=True))
+        gap = (student.logp.detach() - batch.proximal_logp).abs().max()
+        told = torch.stack([gap, *(value.detach() for value in folded.values()), *squares.values()]).tolist()
+        count = len(folded) + 1
+        return dict(zip(folded, told[1:count], strict=True)), dict(zip(folded, told[count:], strict=True)), told[0]
 
     def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
         """The current weights' word on the needed tokens, and the proximal values elsewhere."""
@@ -250,6 +275,21 @@ class Learner:
         for optimiser, own in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(own)
         self.steps = int(state["steps"])
+
+
+def _live(term: Term) -> Tensor:
+    """[B,T] bool: the tokens that a term depends on."""
+    return term.mask if term.active is None else term.mask & term.active
+
+
+def _square(value: Tensor, student: Student) -> Tensor:
+    """The squared norm of a term's gradient for what the student said, as far as the loss and no further."""
+    said = (student.logp, student.entropy, student.rest_logp, student.support_logp)
+    leaves = [tensor for tensor in said if tensor is not None and tensor.requires_grad]
+    if not value.requires_grad or not leaves:
+        return value.new_zeros(())
+    found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+    return torch.stack([grad.detach().float().square().sum() for grad in found if grad is not None]).sum()
 
 
 def _device(name: str) -> str:

@@ -15,9 +15,11 @@ the trust-region teacher.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from pydantic import Field
-from retort.algos.aggregate import token_mean
+from retort.algos.aggregate import lift, token_mean
 from retort.algos.base import Credit, Options, Recipe, Student, TeacherOptions, Term, TokenBatch
 from retort.algos.divergences import Rest, jsd, restrict, with_rest
 from retort.algos.grpo import Correction
@@ -50,44 +52,62 @@ def token_divergence(
     student_logits: Tensor, teacher_logits: Tensor, *, k: int, alpha: float, rest: Rest = "tail"
 ) -> Tensor:
     """[B,T] divergence from logits [B,T,V] over the student's k likeliest entries; no gradient for the teacher."""
-    student, teacher = student_logits.float().log_softmax(-1), teacher_logits.detach().float().log_softmax(-1)
+    student, teacher = lift(student_logits).log_softmax(-1), lift(teacher_logits).detach().log_softmax(-1)
     ids = student.topk(min(k, student.shape[-1])).indices
     return jsd(restrict(student, ids, rest=rest), restrict(teacher, ids, rest=rest), alpha)
 
 
-def credit(batch: TokenBatch, options: SDPOOptions) -> Credit:
+class Corrected(Protocol):
+    """Options with a correction for the policy that sampled."""
+
+    @property
+    def correction(self) -> Correction: ...
+
+
+def credit(batch: TokenBatch, options: Corrected) -> Credit:
     """Which tokens have a teacher."""
     taught = batch.mask & batch.teacher_mask[0]
     share = taught.sum().item() / max(1, int(batch.mask.sum()))
     return Credit(
         advantage=torch.zeros_like(batch.behaviour_logp),
         weight={"behaviour": options.correction.weight(batch)},
-        mask={"sdpo": taught},
+        mask={"taught": taught},
         metrics={"tokens_taught": share},
+    )
+
+
+def supports(batch: TokenBatch, credit: Credit, student: Student, rest: Rest) -> tuple[Tensor, Tensor] | None:
+    """The student's and the teacher's log-probs [B,T,K or K+1]; None where no teacher spoke in the whole batch.
+
+    Raises:
+        ValueError: a teacher spoke but the scores of the support are missing.
+    """
+    if batch.teacher_support_logp is None or batch.teacher_rest_logp is None:
+        if credit.mask["taught"].any():
+            raise ValueError("expected teacher_support_logp and teacher_rest_logp beside teacher_mask, found none")
+        return None
+    if student.support_logp is None or student.rest_logp is None:
+        raise ValueError("expected the student's support_logp and rest_logp, found none")
+    return (
+        with_rest(student.support_logp, student.rest_logp, rest=rest),
+        with_rest(batch.teacher_support_logp[0], batch.teacher_rest_logp[0], rest=rest).detach(),
     )
 
 
 def distil_terms(
     batch: TokenBatch, credit: Credit, student: Student, options: DistillOptions, *, weight: float = 1.0
 ) -> tuple[Term, ...]:
-    """The divergence from the teacher over `credit.mask["sdpo"]`; nothing where no teacher spoke in the whole batch.
+    """The divergence from the teacher over `credit.mask["taught"]`; nothing where no teacher spoke in the whole batch.
 
     Raises:
         ValueError: a teacher spoke but the scores of the support are missing.
     """
-    if batch.teacher_support_logp is None or batch.teacher_rest_logp is None:
-        if credit.mask["sdpo"].any():
-            raise ValueError("expected teacher_support_logp and teacher_rest_logp beside teacher_mask, found none")
+    pair = supports(batch, credit, student, options.rest)
+    if pair is None:
         return ()
-    if student.support_logp is None or student.rest_logp is None:
-        raise ValueError("expected the student's support_logp and rest_logp, found none")
-    mask = credit.mask["sdpo"]
+    mask = credit.mask["taught"]
     ratio = importance(student.logp, batch.proximal_logp, mask, high=options.is_clip)
-    divergence = jsd(
-        with_rest(student.support_logp, student.rest_logp, rest=options.rest),
-        with_rest(batch.teacher_support_logp[0], batch.teacher_rest_logp[0], rest=options.rest).detach(),
-        options.alpha,
-    )
+    divergence = jsd(*pair, options.alpha)
     value = divergence * ratio * credit.weight["behaviour"]
     if "entropy" in credit.weight:
         value = value * credit.weight["entropy"]

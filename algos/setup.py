@@ -5,6 +5,7 @@ Only here does a configuration become objects.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
-from retort.algos.base import Recipe, TeacherOptions
+from retort.algos.base import Memory, Recipe, TeacherOptions
 from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
 from retort.algos.learner import Learner
@@ -47,6 +48,7 @@ class Parts:
     learner: Learner
     teacher: Teacher | None
     reference: Teacher | None
+    memory: Memory | None
     episodes: Episodes
 
 
@@ -72,16 +74,20 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
     needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
+    memory = recipe.memory(config.options) if recipe.memory else None
     cohorts = config.sampling.cohorts
     policy = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
     if not recipe.rollouts:
         rows = examples(played, chat, config.traces, reprompt, config.seed)
         count = config.prompts * config.group_size
-        yield Parts(policy, chat, learner, teacher, reference, expert_traces(rows, count=count, seed=config.seed))
+        traces = expert_traces(rows, count=count, seed=config.seed)
+        yield Parts(policy, chat, learner, teacher, reference, memory, traces)
         return
     with training_runner(config, policy, chat) as (runner, tasks):
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
-        yield Parts(policy, chat, learner, teacher, reference, own_rollouts(runner, tasks, **groups))
+        again = getattr(config.options, "resample", 0)
+        rollouts = own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again)
+        yield Parts(policy, chat, learner, teacher, reference, memory, rollouts)
 
 
 @contextmanager
@@ -155,6 +161,8 @@ def save(folder: Path, parts: Parts) -> None:
     for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
         if frozen is not None:
             torch.save(frozen.state_dict(), folder / f"{name}.pt")
+    if parts.memory is not None:
+        (folder / "memory.json").write_text(json.dumps(parts.memory.state_dict(), ensure_ascii=False))
 
 
 def restore(run: Run, parts: Parts) -> int:
@@ -178,5 +186,7 @@ def restore(run: Run, parts: Parts) -> int:
     for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):
         if frozen is not None:
             frozen.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+    if parts.memory is not None:
+        parts.memory.load_state_dict(json.loads((folder / "memory.json").read_text()))
     parts.policy.version = step
     return step

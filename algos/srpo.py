@@ -62,7 +62,7 @@ def credit(batch: TokenBatch, options: SRPOOptions) -> Credit:
             "behaviour": options.correction.weight(batch),
             "entropy": entropy_weight(entropy, sdpo, beta=options.entropy_beta),
         },
-        mask={"grpo": grpo, "sdpo": sdpo},
+        mask={"grpo": grpo, "taught": sdpo},
         share=share,
         metrics={"tokens_taught": share["sdpo"]},
     )

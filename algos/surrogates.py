@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from retort.algos.aggregate import lift
 from torch import Tensor
 
@@ -24,14 +25,50 @@ def ppo(
     dual_clip: c above 1; where A < 0 the loss is at most -A c (Ye et al. 2020, arXiv:1912.09729).
     Source: Schulman et al. 2017, arXiv:1707.06347; a higher upper bound is DAPO's (arXiv:2503.14476).
     """
+    ratio = (lift(logp) - lift(old_logp).detach()).clamp(-LIMIT, LIMIT).exp()
+    return clipped(ratio, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+
+
+def clipped(
+    ratio: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """`ppo`, from the ratio. Raises ValueError for a dual clip that is not above 1."""
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"expected dual_clip above 1, found {dual_clip}")
     advantage = lift(advantage).detach()
-    ratio = (lift(logp) - lift(old_logp).detach()).clamp(-LIMIT, LIMIT).exp()
     loss = (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is not None:
         loss = loss.minimum(-advantage * dual_clip).where(advantage < 0, loss)
     return loss
+
+
+def sequence_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+    """[B,T]: on each token the exp of its row's mean log-ratio over `mask`, with a gradient to that token alone.
+
+    Source: Zheng et al. 2025, arXiv:2507.18071 (GSPO-token).
+    """
+    logp = lift(logp)
+    gap = (logp - lift(old_logp)).detach().masked_fill(~mask, 0)
+    mean = gap.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    own = torch.where(mask, logp - logp.detach(), 0)
+    return mean.clamp(-LIMIT, LIMIT).exp() * own.exp()
+
+
+def cispo(logp: Tensor, old_logp: Tensor, advantage: Tensor, *, low: float = 0.0, high: float = 5.0) -> Tensor:
+    """-sg(clip(r, low, high)) A logp, r = exp(logp - old_logp): every token keeps its gradient, with a bounded weight.
+
+    Two forms are in use: an upper bound alone, `high` itself (MiniMax 2025, arXiv:2506.13585, and TRL: low 0, high
+    about 5), and the band of PPO (verl: low 1 - 0.2, high 1 + 0.28).
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"expected 0 <= low < high, found low {low} and high {high}")
+    ratio = (lift(logp) - lift(old_logp)).detach().clamp(-LIMIT, LIMIT).exp()
+    return -ratio.clamp(low, high) * lift(advantage).detach() * lift(logp)
 
 
 def importance(

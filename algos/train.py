@@ -24,9 +24,12 @@ from retort.agents.store import write
 from retort.algos.base import Recipe, TokenBatch
 from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
+from retort.algos.episodes import seed_of
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
 from retort.feedback.base import TeacherView, guard
+
+JUDGE = 1 << 32  # a place in the tree of seeds that no episode has
 
 
 @dataclass
@@ -85,15 +88,23 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
             write(run.rollouts(step + 1), played)
+        trajectories = _kept(recipe, trajectories)
+        if recipe.judge is not None:
+            with clock.stage("judge"):
+                judge = recipe.judge(config.options)
+                trajectories = list(judge(trajectories, parts.policy, parts.chat, seed_of(config.seed, step, JUDGE)))
     if not any(trajectory.sampled_tokens for trajectory in trajectories):
         return {"step": step + 1, **metrics, "skipped": "no usable episode has a model token", "seconds": clock.seconds}
     rows = flatten(trajectories)
-    batch = collate(trajectories, rows)
+    batch = collate(trajectories, rows, step=step, vocabulary=parts.learner.vocabulary)
     if recipe.rollouts:
         with clock.stage("student"):
-            k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
-            scores = parts.learner.score(rows.sequences, rows.positions, k=k, temperature=batch.temperature.tolist())
-            batch = with_proximal(batch, rows, scores)
+            if not own_words(recipe, config):
+                k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+                asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
+                heat = batch.temperature.tolist()
+                scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
+                batch = with_proximal(batch, rows, scored)
             if parts.reference is not None:
                 with parts.learner.arithmetic():
                     told = parts.reference.logp(
@@ -112,17 +123,30 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+    gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs().max().item()
     if parts.teacher is not None and not stats.skipped:
         parts.teacher.follow()
+    if parts.memory is not None:
+        parts.memory.learn(trajectories)
     parts.policy.version = step + 1
     return {
         "step": step + 1,
         **metrics,
         **stats.metrics(),
         **credit.metrics,
+        "sampler_gap_nats": max(gap, stats.gap),
         **{f"share_{name}": share for name, share in credit.share.items()},
         "seconds": clock.seconds,
     }
+
+
+def own_words(recipe: Recipe, config: TrainConfig) -> bool:
+    """Whether the log-probs that the policy sampled with are the learner's own, and no others are asked for.
+
+    The policy samples with the learner's weights. In float32 that is one number up to rounding, which the update
+    measures; in bfloat16 the ways to compute it differ by too much, and the learner scores what was sampled.
+    """
+    return recipe.support == "sampled" and not recipe.student_entropy and config.learner.dtype == "float32"
 
 
 def teacher_views(
@@ -139,7 +163,7 @@ def teacher_views(
     found: list[TeacherView] = []
     for place, group in enumerate(order):
         giver = order[(place + turn) % len(order)] if config.feedback == "shuffled" else group
-        found += recipe.views(
+        found += (parts.memory or recipe).views(
             [trajectories[index] for index in members[group]],
             [trajectories[index] for index in members[giver]],
             [rows.of[index] for index in members[group]],
@@ -165,6 +189,15 @@ def teacher_scores(
     )
 
 
+def _kept(recipe: Recipe, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The episodes of groups that teach something; all of them where none does."""
+    groups: dict[int, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.group, []).append(trajectory)
+    kept = [item for group in groups.values() if recipe.keep is None or recipe.keep(group) for item in group]
+    return kept or list(trajectories)
+
+
 def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
     usable = [trajectory for trajectory in played if trajectory.usable]
     groups: dict[int, set[float]] = {}
@@ -176,6 +209,7 @@ def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
         "infrastructure_failures": len(played) - len(usable),
         "tokens": sum(trajectory.sampled_tokens for trajectory in usable),
         "reward": sum(trajectory.reward for trajectory in usable) / count,
+        "entropy": _entropy(usable),
         "success": sum(bool(trajectory.success) for trajectory in usable) / count,
         "truncated": sum(trajectory.truncated for trajectory in usable) / count,
         "turns": sum(len(trajectory.turns) for trajectory in usable) / count,
@@ -184,12 +218,17 @@ def _outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
+def _entropy(usable: Sequence[Trajectory]) -> float:
+    """Nats a token: the mean of -log-prob of what was sampled, which is unbiased for the sampler's entropy."""
+    logp = [row.behaviour_logp[row.mask] for trajectory in usable for row in trajectory.rows]
+    whole = np.concatenate(logp) if logp else np.zeros(0)
+    return float(-whole.mean()) if whole.size else 0.0
+
+
 def _coverage(batch: TokenBatch, views: Sequence[TeacherView]) -> dict[str, float]:
     tokens = max(int(batch.mask.sum()), 1)
-    gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs()
     covered = int(batch.teacher_mask.any(0).sum()) if batch.teacher_mask.shape[0] else 0
     return {
-        "sampler_gap_nats": float(gap.max()),
         "teacher_coverage": covered / tokens,
         "context_tokens_cut": sum(view.cut for view in views),
     }

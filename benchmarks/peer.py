@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 class Once(TextEnv):
     """One instruction, one answer, and a reward that its length decides, so that groups differ."""
 
+    blocking = False
+
     def __init__(self, instructions: Sequence[str]) -> None:
         self.instructions = list(instructions)
         self.observation_space, self.action_space = TextSpace(), TextSpace()

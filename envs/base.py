@@ -25,10 +25,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
+
+if TYPE_CHECKING:
+    from retort.envs.harbor_format import HarborTask
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -131,6 +134,29 @@ def checked_split(split: str) -> Split:
     raise UsageError(f"unknown split {split!r}; {nearest(str(split), SPLITS)}")
 
 
+def checked_families(
+    split: Split, asked: Sequence[str] | None, known: Iterable[str], held_out: Sequence[str]
+) -> tuple[str, ...]:
+    """The families that were asked for, in the order of `known`; None is all that the split has.
+
+    Raises:
+        UsageError: an unknown family, with the nearest one; one that training does not have; none at all.
+    """
+    offered = [name for name in known if split != "train" or name not in held_out]
+    if asked is None:
+        return tuple(offered)
+    if isinstance(asked, str):
+        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
+    for name in asked:
+        if name in held_out and split == "train":
+            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
+        if name not in offered:
+            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
+    if not asked:
+        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
+    return tuple(name for name in offered if name in asked)
+
+
 def content_digest(content: Any) -> str:
     """A short stable hash of JSON-like content: 16 hexadecimal digits of SHA-256."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -182,12 +208,15 @@ class TextEnv(gymnasium.Env[str, str]):
     the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
 
     held_out: families that the train split never has; reports keep them apart.
+    blocking: whether `reset` and `step` wait for something outside of this process, such as a sandbox. Where they do
+        not, say False, and a runner of many episodes saves the thread that it would wait in.
     verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it per instance)
     observation_space: gymnasium.Space[str]
     action_space: gymnasium.Space[str]
+    blocking: ClassVar[bool] = True
     verifier_version: ClassVar[str] = "1"
     held_out: ClassVar[tuple[str, ...]] = ()
 
@@ -210,6 +239,11 @@ class TextEnv(gymnasium.Env[str, str]):
         """
         del observation
         return plan[turn]
+
+    def export(self, key: str) -> HarborTask | None:
+        """The task of that key in Harbor's format, for other harnesses; None where it cannot be said in it."""
+        del key
+        return None
 
     def backend(self) -> str:
         """What the actions run in, for provenance: the sandbox backend's name, or "none"."""
@@ -241,5 +275,5 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
     choices = list(valid)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
-    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    shown = ", ".join(choices[:20]) + (", ..." if len(choices) > 20 else "")
     return f"did you mean {close[0]!r}? valid: {shown}" if close else f"valid: {shown}"

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from retort.envs.base import UsageError, nearest
-from retort.sandboxes.base import ExecResult, Limits, Sandbox, SandboxClosed, Terminal
+from retort.sandboxes.base import ExecResult, Layout, Limits, Sandbox, SandboxClosed, Terminal
 from retort.sandboxes.named import STARTERS, is_name, open_sandbox
 
 
 class Room:
     """One sandbox, made when first needed, clean for each episode and replaced where it cannot be made clean.
 
-    sandbox: "bwrap", "docker:IMAGE" or "unsafe".
+    sandbox: "bwrap", "docker:IMAGE" or "unsafe". layout: where in it one works and may write.
 
     Raises:
         UsageError: an unknown sandbox, with the nearest one.
     """
 
-    def __init__(self, sandbox: str, limits: Limits) -> None:
+    def __init__(self, sandbox: str, limits: Limits, layout: Layout = Layout()) -> None:  # noqa: B008 (frozen)
         if not is_name(str(sandbox)):
             raise UsageError(f"unknown sandbox {sandbox!r}; {nearest(str(sandbox), STARTERS)}")
-        self.sandbox, self.limits = sandbox, limits
+        self.sandbox, self.limits, self.layout = sandbox, limits, layout
         self._held: Sandbox | None = None
 
     def fresh(self) -> Sandbox:
@@ -34,7 +34,7 @@ class Room:
                 return self._held
             except SandboxClosed:
                 self._held.close()
-        self._held = open_sandbox(self.sandbox, self.limits)
+        self._held = open_sandbox(self.sandbox, self.limits, self.layout)
         return self._held
 
     @property

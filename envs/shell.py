@@ -23,11 +23,13 @@ from retort.envs.base import (
     TextEnv,
     TextSpace,
     UsageError,
+    checked_families,
     checked_split,
-    nearest,
     step_info,
 )
+from retort.envs.harbor_format import HarborTask
 from retort.envs.room import Room, run_line, shown
+from retort.envs.shell_harbor import as_harbor
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Terminal
 
@@ -92,7 +94,7 @@ class ShellEnv(TextEnv):
                 raise UsageError(f"{name}: expected a number above 0, found {value}")
         self.split, self.max_turns, self.explain = checked_split(split), max_turns, explain
         self._room = Room(sandbox, Limits(wall_s=command_s))
-        self.families = _families(split, families)
+        self.families = checked_families(self.split, families, FAMILIES, HELD_OUT)
         self.observation_chars, self.command_s = observation_chars, command_s
         self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
         self._refs: dict[str, TaskRef] = {}
@@ -106,6 +108,9 @@ class ShellEnv(TextEnv):
             self._refs = task_refs(self.families, self.split)
             self._listed = tuple(self._refs.values())
         return self._listed
+
+    def export(self, key: str) -> HarborTask:
+        return as_harbor(task(key))
 
     def backend(self) -> str:
         return self._room.sandbox
@@ -200,22 +205,6 @@ class ShellEnv(TextEnv):
             invalid=invalid,
         )
         return observation, float(grade.success), said or lost, not (said or lost), info
-
-
-def _families(split: Split, asked: Sequence[str] | None) -> tuple[str, ...]:
-    offered = [name for name in FAMILIES if split != "train" or name not in HELD_OUT]
-    if asked is None:
-        return tuple(offered)
-    if isinstance(asked, str):
-        raise UsageError(f"families: expected a tuple of names, found the text {asked!r}; write ({asked!r},)")
-    for name in asked:
-        if name in HELD_OUT and split == "train":
-            raise UsageError(f"family {name!r} is held out of training; it is in validation and test")
-        if name not in FAMILIES:
-            raise UsageError(f"unknown family {name!r}; {nearest(str(name), offered)}")
-    if not asked:
-        raise UsageError(f"families: expected at least one name; valid: {', '.join(offered)}")
-    return tuple(name for name in offered if name in asked)
 
 
 def graded(job: Task, found: Mapping[str, FileState], answer: str | None, *, said: bool) -> Grade:

@@ -8,7 +8,6 @@ beside it: what is asked in one split is asked in no other.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import cache
 from threading import Lock
 
 from retort.envs.base import Split, TaskRef, content_digest, nearest
+from retort.envs.draw import Draw
 from retort.sandboxes.base import FileState
 
 STEMS = tuple(
@@ -63,21 +63,8 @@ class Task:
         return TaskRef(self.key, self.digest, self.split, self.family)
 
 
-class Draw:
-    """Choices made from a text: the same on every machine and every Python, and no generator is touched."""
-
-    def __init__(self, text: str) -> None:
-        self._state = int.from_bytes(hashlib.sha512(text.encode()).digest(), "big")
-
-    def number(self, low: int, high: int) -> int:
-        """From `low` to `high`, both included."""
-        self._state, rest = divmod(self._state, high - low + 1)
-        return low + rest
-
-    def some(self, items: Sequence[str], count: int) -> list[str]:
-        """`count` different items, in random order."""
-        pool = list(items)
-        return [pool.pop(self.number(0, len(pool) - 1)) for _ in range(count)]
+class Names(Draw):
+    """Draws from the vocabulary."""
 
     def names(self, count: int) -> list[str]:
         return self.some(NAMES, count)
@@ -112,7 +99,7 @@ class Sketch:
 class Family:
     """Tasks of one kind. `phrasings` are filled with the sketch's goal."""
 
-    draw: Callable[[Draw], Sketch]
+    draw: Callable[[Names], Sketch]
     phrasings: tuple[str, ...]
 
 
@@ -120,28 +107,28 @@ def lines(words: Sequence[str]) -> str:
     return "".join(f"{word}\n" for word in words)
 
 
-def _write(draw: Draw) -> Sketch:
+def _write(draw: Names) -> Sketch:
     (a, c), (word, other) = draw.names(2), draw.words(2)
     files = {a: draw.text(but=[word]), c: draw.text()}
     wrong = (f"echo {word} >> {a}", f"echo {word} > {c}", f"echo {other} > {a}", f"echo {a} > {word}")
     return Sketch((word, a), files, f"echo {word} > {a}", wrong, {a: lines([word])})
 
 
-def _append(draw: Draw) -> Sketch:
+def _append(draw: Names) -> Sketch:
     (a, c), (word, other) = draw.names(2), draw.words(2)
     files = {a: draw.text(), c: draw.text()}
     wrong = (f"echo {word} > {a}", f"echo {word} >> {c}", f"echo {other} >> {a}", f"echo {a} >> {word}")
     return Sketch((word, a), files, f"echo {word} >> {a}", wrong, {a: files[a] + lines([word])})
 
 
-def _move(draw: Draw) -> Sketch:
+def _move(draw: Names) -> Sketch:
     a, b, c = draw.names(3)
     files = {a: draw.text(), c: draw.text()}
     wrong = (f"cp {a} {b}", f"mv {b} {a}", f"mv {c} {b}", f"rm {a}")
     return Sketch((a, b), files, f"mv {a} {b}", wrong, {a: None, b: files[a]})
 
 
-def _copy(draw: Draw) -> Sketch:
+def _copy(draw: Names) -> Sketch:
     a, b, c = draw.names(3)
     words = draw.words(4)
     files = {a: lines(words[:2]), c: lines(words[2:])}
@@ -149,13 +136,13 @@ def _copy(draw: Draw) -> Sketch:
     return Sketch((a, b), files, f"cp {a} {b}", wrong, {b: files[a]})
 
 
-def _delete(draw: Draw) -> Sketch:
+def _delete(draw: Names) -> Sketch:
     a, c, d = draw.names(3)
     files = {a: draw.text(), c: draw.text(), d: draw.text()}
     return Sketch((a,), files, f"rm {a}", (f"rm {c}", "rm *", f"mv {a} {c}", f"echo > {a}"), {a: None})
 
 
-def _lines(draw: Draw) -> Sketch:
+def _lines(draw: Names) -> Sketch:
     a, c = draw.names(2)
     count = draw.number(1, 8)
     words = draw.words(count + 1)
@@ -164,7 +151,7 @@ def _lines(draw: Draw) -> Sketch:
     return Sketch((a,), files, f"wc -l {a}", wrong, {}, answer=str(count))
 
 
-def _matches(draw: Draw) -> Sketch:
+def _matches(draw: Names) -> Sketch:
     a, c = draw.names(2)
     word, other, third = draw.words(3)
     count = draw.number(1, 5)
@@ -174,7 +161,7 @@ def _matches(draw: Draw) -> Sketch:
     return Sketch((word, a), files, f"grep -c {word} {a}", wrong, {}, answer=str(count))
 
 
-def _find(draw: Draw) -> Sketch:
+def _find(draw: Names) -> Sketch:
     first, *rest = sorted(draw.names(3))
     a = rest[draw.number(0, 1)]
     word, *others = draw.words(7)
@@ -186,7 +173,7 @@ def _find(draw: Draw) -> Sketch:
     return Sketch((word,), files, f"grep -l {word} *", wrong, {}, answer=a)
 
 
-def _ends(draw: Draw) -> tuple[str, str, dict[str, str], str, str]:
+def _ends(draw: Names) -> tuple[str, str, dict[str, str], str, str]:
     """Two files whose first, last and smallest words all differ."""
     a, c = draw.names(2)
     words = draw.words(5)
@@ -195,19 +182,19 @@ def _ends(draw: Draw) -> tuple[str, str, dict[str, str], str, str]:
     return a, c, {a: lines([first, smallest, last]), c: lines(words[3:])}, first, last
 
 
-def _first(draw: Draw) -> Sketch:
+def _first(draw: Names) -> Sketch:
     a, c, files, first, _ = _ends(draw)
     wrong = (f"tail -n 1 {a}", f"head -n 1 {c}", f"sort {a}", f"wc -l {a}")
     return Sketch((a,), files, f"head -n 1 {a}", wrong, {}, answer=first)
 
 
-def _last(draw: Draw) -> Sketch:
+def _last(draw: Names) -> Sketch:
     a, c, files, _, last = _ends(draw)
     wrong = (f"head -n 1 {a}", f"tail -n 1 {c}", f"cat {a}", f"sort {a}")
     return Sketch((a,), files, f"tail -n 1 {a}", wrong, {}, answer=last)
 
 
-def _unique(draw: Draw) -> Sketch:
+def _unique(draw: Names) -> Sketch:
     a, c = draw.names(2)
     words = draw.words(draw.number(2, 6))
     repeated = words[: draw.number(1, 2)]
@@ -216,7 +203,7 @@ def _unique(draw: Draw) -> Sketch:
     return Sketch((a,), files, f"sort -u {a} | wc -l", wrong, {}, answer=str(len(words)))
 
 
-def _replace(draw: Draw) -> Sketch:
+def _replace(draw: Names) -> Sketch:
     a, c = draw.names(2)
     old, new, *rest = draw.words(4)
     at = draw.number(0, 1)
@@ -232,7 +219,7 @@ def _replace(draw: Draw) -> Sketch:
     return Sketch((old, new, a), files, f"sed -i s/{old}/{new}/ {a}", wrong, {a: wanted})
 
 
-def _mode(draw: Draw) -> Sketch:
+def _mode(draw: Names) -> Sketch:
     a, c = draw.names(2)
     files = {a: draw.text(), c: draw.text()}
     flag, kind, start, end = (
@@ -245,7 +232,7 @@ def _mode(draw: Draw) -> Sketch:
     return Sketch((a, kind), files, f"chmod {flag} {a}", wrong, becomes, modes={a: start, c: start})
 
 
-def _folder(draw: Draw) -> Sketch:
+def _folder(draw: Names) -> Sketch:
     (a, c), (word,) = draw.names(2), draw.words(1)
     files = {a: draw.text(), c: draw.text()}
     wrong = (f"mv {a} {word}", f"mkdir {word}", f"mkdir {word}; cp {a} {word}", f"mkdir {word}; mv {c} {word}")
@@ -253,7 +240,7 @@ def _folder(draw: Draw) -> Sketch:
     return Sketch((a, word), files, f"mkdir {word}; mv {a} {word}", wrong, becomes)
 
 
-def _copy_delete(draw: Draw) -> Sketch:
+def _copy_delete(draw: Names) -> Sketch:
     a, b, c = draw.names(3)
     words = draw.words(4)
     files = {a: lines(words[:2]), c: lines(words[2:])}
@@ -261,7 +248,7 @@ def _copy_delete(draw: Draw) -> Sketch:
     return Sketch((a, b, c), files, f"cp {a} {b}; rm {c}", wrong, {b: files[a], c: None})
 
 
-def _write_copy(draw: Draw) -> Sketch:
+def _write_copy(draw: Names) -> Sketch:
     (a, b, c), (word,) = draw.names(3), draw.words(1)
     files = {a: draw.text(but=[word]), c: draw.text()}
     wrong = (
@@ -273,14 +260,14 @@ def _write_copy(draw: Draw) -> Sketch:
     return Sketch((word, a, b), files, f"echo {word} > {a}; cp {a} {b}", wrong, {a: lines([word]), b: lines([word])})
 
 
-def _write_delete(draw: Draw) -> Sketch:
+def _write_delete(draw: Names) -> Sketch:
     (a, c), (word,) = draw.names(2), draw.words(1)
     files = {a: draw.text(but=[word]), c: draw.text()}
     wrong = (f"echo {word} > {a}", f"rm {c}", f"echo {word} >> {a}; rm {c}", f"echo {word} > {c}; rm {a}")
     return Sketch((word, a, c), files, f"echo {word} > {a}; rm {c}", wrong, {a: lines([word]), c: None})
 
 
-def _copy_append(draw: Draw) -> Sketch:
+def _copy_append(draw: Names) -> Sketch:
     (a, b, c), (word,) = draw.names(3), draw.words(1)
     files = {a: draw.text(but=[word]), c: draw.text()}
     wrong = (
@@ -377,7 +364,7 @@ def _state(value: str | FileState) -> FileState:
 
 def task_at(family: str, index: int) -> Task:
     """Task number `index` of a family."""
-    draw = Draw(f"{family}/{index}")
+    draw = Names(f"{family}/{index}")
     sketch = FAMILIES[family].draw(draw)
     phrasings = FAMILIES[family].phrasings
     instruction = phrasings[index % len(phrasings)].format(*sketch.goal)

@@ -13,10 +13,10 @@ that a group spreads over its solutions without a generator.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from retort.agents.base import Message, Origin, Trajectory
 from retort.agents.chat import Chat
 from retort.envs.base import Source
@@ -25,32 +25,38 @@ from retort.feedback.base import TeacherView
 TAUGHT = (Source.VERIFIER, Source.TEST_FAILURE, Source.RUNTIME_ERROR, Source.JUDGE, Source.HINT)
 
 
-class Reprompt(BaseModel):
-    """How privileged text is put.
+class Shown(BaseModel):
+    """How privileged text is put. max_tokens: of it; what is over is cut at the end and counted.
 
-    solutions, feedback: which of the two may be shown. sources: the kinds of feedback that are shown.
-    max_tokens: of privileged text; what is over is cut at the end and counted.
+    Every field whose name ends with `template` holds {prompt} and {text}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(default=10_240, gt=0)
+
+    @field_validator("*")
+    @classmethod
+    def _has_both(cls, value: Any, info: ValidationInfo) -> Any:
+        if not str(info.field_name).endswith("template"):
+            return value
+        try:
+            filled = value.format(prompt="<prompt>", text="<text>")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"expected a template with {{prompt}} and {{text}} alone, found {value!r}") from error
+        if "<prompt>" not in filled or "<text>" not in filled:
+            raise ValueError(f"expected a template with both {{prompt}} and {{text}}, found {value!r}")
+        return value
+
+
+class Reprompt(Shown):
+    """solutions, feedback: which of the two may be shown. sources: the kinds of feedback that are shown."""
 
     solutions: bool = True
     feedback: bool = True
     sources: tuple[Source, ...] = TAUGHT
     solution_template: str = "{prompt}\nA solution that worked:\n{text}\nNow solve it."
     feedback_template: str = "{prompt}\nFeedback on a failed attempt:\n{text}\nNow solve it."
-    max_tokens: int = Field(default=10_240, gt=0)
-
-    @field_validator("solution_template", "feedback_template")
-    @classmethod
-    def _has_both(cls, template: str) -> str:
-        try:
-            filled = template.format(prompt="<prompt>", text="<text>")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"expected a template with {{prompt}} and {{text}} alone, found {template!r}") from error
-        if "<prompt>" not in filled or "<text>" not in filled:
-            raise ValueError(f"expected a template with both {{prompt}} and {{text}}, found {template!r}")
-        return template
 
 
 class Reprompted(Protocol):
@@ -97,15 +103,19 @@ def with_privileged(messages: Sequence[Message], template: str, text: str) -> li
     raise ValueError("expected a user message to put the privileged text in, found none")
 
 
+def clip(text: str, chat: Chat, max_tokens: int) -> tuple[str, int]:
+    """The text cut to so many tokens, and how many were dropped."""
+    tokens = chat.tokenizer.encode(text, add_special_tokens=False)
+    cut = max(0, len(tokens) - max_tokens)
+    return (chat.tokenizer.decode(tokens[:max_tokens]) if cut else text), cut
+
+
 def view(
-    trajectory: Trajectory, row: int, number: int, shown: tuple[str, str], chat: Chat, options: Reprompt
+    trajectory: Trajectory, row: int, number: int, shown: tuple[str, str], chat: Chat, options: Shown
 ) -> TeacherView | None:
     """One row of an episode (its `number`-th; `row` in the batch) behind the text shown. None without model tokens."""
     template, text = shown
-    tokens = chat.tokenizer.encode(text, add_special_tokens=False)
-    cut = max(0, len(tokens) - options.max_tokens)
-    if cut:
-        text = chat.tokenizer.decode(tokens[: options.max_tokens])
+    text, cut = clip(text, chat, options.max_tokens)
     student = trajectory.rows[number]
     covers = np.flatnonzero(student.mask)
     if not covers.size:

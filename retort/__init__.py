@@ -19,7 +19,16 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
+BUILT_IN = {
+    "retort/AgentBenchOS-v0": "retort.envs.agentbench:AgentBenchEnv",
+    "retort/BFCL-v0": "retort.envs.bfcl:BFCLEnv",
+    "retort/Code-v0": "retort.envs.code:CodeEnv",
+    "retort/Harbor-v0": "retort.envs.harbor:HarborEnv",
+    "retort/HumanEval-v0": "retort.envs.human_eval:HumanEvalEnv",
+    "retort/Repair-v0": "retort.envs.repair:RepairEnv",
+    "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+    "retort/Tools-v0": "retort.envs.tools:ToolsEnv",
+}
 
 
 def _register() -> None:

@@ -47,12 +47,16 @@ def envs(as_json: Json = False) -> None:
 
 
 @app.command("check-env")
-def check_env_command(env_id: str) -> None:
+def check_env_command(
+    env_id: str,
+    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+) -> None:
     """Hold a registered environment against the contract."""
+    from retort.algos.config import parse
     from retort.envs.catalogue import make
     from retort.envs.check import CheckError, check_env
 
-    env = make(env_id)
+    env = make(env_id, **dict(parse(setting) for setting in settings or ()))
     try:
         check_env(env)
     except CheckError as error:
@@ -209,6 +213,38 @@ def compare(first: Path, second: Path, as_json: Json = False) -> None:
         typer.echo(json.dumps(asdict(found)))
     else:
         console.print(comparison_table(found))
+
+
+@app.command()
+def export(
+    env_id: Annotated[str, typer.Argument(metavar="ENV", help="Environment id, such as retort/Shell-v0.")],
+    folder: Annotated[Path, typer.Argument(help="Where the tasks go, a folder each.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
+    image: Annotated[str | None, typer.Option(help="The image that their Dockerfiles start from.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+) -> None:
+    """Write an environment's tasks in Harbor's format, for other harnesses and for retort/Harbor-v0."""
+    from typing import cast
+
+    from retort.agents.evaluate import spread
+    from retort.algos.config import parse
+    from retort.envs.base import TextEnv
+    from retort.envs.catalogue import make
+    from retort.envs.harbor_format import export_tasks
+
+    made = make(env_id, split=split, **dict(parse(setting) for setting in settings or ()))
+    try:
+        env = cast(TextEnv, made.unwrapped)
+        written = export_tasks(env, spread(env.tasks(), limit), folder, image)
+    finally:
+        made.close()
+    console.print(f"{len(written)} tasks in {folder}", markup=False, soft_wrap=True)
+    console.print(
+        f"next: retort eval --env retort/Harbor-v0 --split {split} --env-arg folder={folder} --model gold",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -6,8 +6,9 @@ cannot enforce a requested limit refuses it with `UnsupportedLimit` and never ig
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -51,6 +52,62 @@ class Limits:
                 raise UnsupportedLimit(f"{name}: expected a number above 0 or None, found {value!r}")
         if self.network != "none":
             raise UnsupportedLimit(f"network: expected 'none', the only one there is, found {self.network!r}")
+
+
+SEARCHED = {"PATH", "LD_LIBRARY_PATH"}
+NO_PLACES = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/.retort")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a sandbox one works and may write.
+
+    work: the work folder, an absolute path. Commands start there, and it is the home folder.
+    places: further folders that may be written; like /tmp and /dev/shm they are empty after a reset.
+    root: whoever is inside is root of a whole machine, of which every file may be changed. No reset undoes that: the
+        sandbox is closed by one. Only containers can be such a machine.
+    env: variables for every command.
+
+    Raises:
+        UnsupportedLimit: a folder that cannot be a writable one.
+    """
+
+    work: str = "/work"
+    places: tuple[str, ...] = ()
+    root: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in () if self.root else (self.work, *self.places):
+            top = "/" + path.strip("/").split("/")[0]
+            if not path.startswith("/") or path != os.path.normpath(path) or path == "/" or top in NO_PLACES:
+                raise UnsupportedLimit(f"{path}: expected the absolute path of a folder that may be made writable")
+
+    @property
+    def scratch(self) -> tuple[str, ...]:
+        """The writable folders, none within another, sorted."""
+        found: list[str] = []
+        for path in sorted({"/dev/shm", "/tmp", self.work, *self.places}):
+            if not any(path.startswith(f"{top}/") for top in found):
+                found.append(path)
+        return tuple(found)
+
+    def environment(self, default: Mapping[str, str], own: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The variables of commands: an image's `own` over the default ones, the layout's, and who one is.
+
+        Search paths lose what somebody inside can write; an empty part would be the working folder.
+        """
+        found = {**(own or {}), **self.env}
+        for name in SEARCHED & found.keys():
+            parts = [os.path.normpath(part) for part in found[name].split(":") if part.startswith("/")]
+            closed = [part for part in parts if not any(f"{part}/".startswith(f"{top}/") for top in self.scratch)]
+            found[name] = ":".join(parts if self.root else closed)
+        kept = {name: value for name, value in found.items() if value or name not in SEARCHED}
+        if self.root:
+            who = {"HOME": kept.get("HOME", "/root"), "USER": "root", "LOGNAME": "root"}
+        else:
+            who = {"HOME": self.work, "USER": "agent", "LOGNAME": "agent"}
+        return {**default, **kept, **who, "LANG": "C.UTF-8", "PWD": self.work}
 
 
 @dataclass(frozen=True)
@@ -148,7 +205,7 @@ class Terminal(Protocol):
 
 @runtime_checkable
 class Sandbox(Protocol):
-    """One isolated machine-let. Paths are those inside; relative ones start at the work folder `/work`."""
+    """One isolated machine-let. Paths are those inside; relative ones start at the work folder, `/work` by default."""
 
     limits: Limits
 

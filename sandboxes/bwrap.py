@@ -13,11 +13,12 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from retort.sandboxes import cgroups, init, seccomp
-from retort.sandboxes.base import Limits, SandboxStartupError, SandboxUnavailable
-from retort.sandboxes.guest import AGENT, PYTHON, SCRATCH, Guest, MiB, configuration, demand
+from retort.sandboxes.base import Layout, Limits, SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.guest import PYTHON, Guest, MiB, configuration, demand
 
 START_S = 30.0
 FIRST_UID = 200_000
@@ -39,18 +40,20 @@ class BwrapSandbox(Guest):
         SandboxStartupError: bubblewrap refused to start; the message has its words.
     """
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, limits: Limits = Limits(), layout: Layout = Layout()) -> None:  # noqa: B008 (frozen)
+        if layout.root:
+            raise SandboxUnavailable("bubblewrap has no machine to be root of: use docker:IMAGE")
         where = cgroups.tree()
         self._layers = _layers(limits, where)
         self._group: cgroups.Group | None = None
         self._inner = -1
-        files = [_memfd(data) for data in (seccomp.program(), Path(init.__file__).read_bytes(), *ETC.values())]
+        files = [_memfd(data) for data in (seccomp.program(), _init(), *ETC.values())]
         ours, theirs = socket.socketpair()
         info, info_in = os.pipe2(os.O_CLOEXEC)
         log = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         uid, self._claim = _unique_uid() if os.geteuid() == 0 else NO_UID
         try:
-            command = _command(limits, uid, theirs.fileno(), info_in, files)
+            command = _command(limits, layout, uid, theirs.fileno(), info_in, files)
             if where:
                 cgroups.sweep(where)
                 self._group = cgroups.make(where, limits)
@@ -158,15 +161,34 @@ def _memfd(data: bytes) -> int:
     return fd
 
 
-def _command(limits: Limits, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
+# Compiling the init takes a tenth of a start.
+COMPILE = """
+import marshal, sys
+from importlib.util import MAGIC_NUMBER
+code = compile(sys.stdin.buffer.read(), "init.py", "exec")
+sys.stdout.buffer.write(MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+"""
+
+
+@cache
+def _init() -> bytes:
+    """The init, compiled by the Python that will run it."""
+    if not os.access(PYTHON, os.X_OK):
+        raise SandboxUnavailable(f"{PYTHON}, which runs the init inside, is missing: `apt-get install python3`")
+    source = Path(init.__file__).read_bytes()
+    done = subprocess.run([PYTHON, "-I", "-S", "-c", COMPILE], input=source, capture_output=True, check=False)
+    if done.returncode:
+        raise SandboxUnavailable(f"{PYTHON} cannot run the init of a sandbox: {done.stderr.decode(errors='replace')}")
+    return done.stdout
+
+
+def _command(limits: Limits, layout: Layout, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxUnavailable(
             "bubblewrap is missing: `apt-get install bubblewrap`. Without it only UnsafeSandbox(i_understand=True) "
             "works, which isolates nothing"
         )
-    if not os.access(PYTHON, os.X_OK):
-        raise SandboxUnavailable(f"{PYTHON}, which runs the init inside, is missing: `apt-get install python3`")
     command: list[str] = []
     if uid is not None:
         command += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs"]
@@ -185,13 +207,19 @@ def _command(limits: Limits, uid: int | None, channel: int, info: int, files: li
         command += ["--ro-bind-try", name, name]
     for place, fd in zip(ETC, files[2:], strict=True):
         command += ["--perms", "0644", "--ro-bind-data", str(fd), place]
-    command += ["--perms", "0644", "--ro-bind-data", str(files[1]), "/etc/init.py"]
+    command += ["--perms", "0644", "--ro-bind-data", str(files[1]), "/etc/init.pyc"]
     command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     size = ["--size", str(limits.disk_mb * MiB)] if limits.disk_mb is not None else []
-    for place in SCRATCH:
+    for place in layout.scratch:
         command += ["--perms", "0755", *size, "--tmpfs", place]
-    command += ["--chdir", "/work", "--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
+    command += ["--remount-ro", "/", "--seccomp", str(files[0]), "--info-fd", str(info), "--"]
     config = configuration(
-        limits, {"fd": channel}, "/work", SCRATCH, alone=True, own_users=True, env={"PATH": PATH} | AGENT
+        limits,
+        {"fd": channel},
+        layout.work,
+        layout.scratch,
+        alone=True,
+        own_users=True,
+        env=layout.environment({"PATH": PATH}),
     )
-    return [*command, PYTHON, "-I", "-S", "/etc/init.py", config]
+    return [*command, PYTHON, "-I", "-S", "/etc/init.pyc", config]

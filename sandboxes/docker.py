@@ -2,26 +2,29 @@
 
 A container runs our own init, as the bubblewrap sandbox does, from a bundle mounted into it, and the supervisor talks
 to it over a socket that is mounted beside it: a warm command costs a message instead of a `docker exec`. The engine
-must share this machine's file system. The root file system is read-only; /work, /tmp and /dev/shm are sized tmpfs.
+must share this machine's file system. The root file system is read-only; /work, /tmp and /dev/shm are sized tmpfs. A
+layout may ask for other folders, or for a machine that its user is root of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import shutil
 import socket
+import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retort.sandboxes import init, seccomp
-from retort.sandboxes.base import Limits, SandboxError, SandboxStartupError, SandboxUnavailable
+from retort.sandboxes.base import Layout, Limits, SandboxClosed, SandboxError, SandboxStartupError, SandboxUnavailable
 from retort.sandboxes.bundle import bundle
-from retort.sandboxes.guest import AGENT, SCRATCH, Guest, MiB, configuration, demand
+from retort.sandboxes.guest import Guest, MiB, archive, configuration, demand
 from retort.sandboxes.owner import is_dead, owner
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 START_S = 60.0
 UID = 199_000  # nobody's on the host; the same in every container, so that all look alike
 OURS = "/.retort"
+# What root of a container may do to its own files and users; nothing that reaches the kernel, the host or PID 1.
+ROOT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
 LABEL = "retort.owner"
 PREFIX = "retort-docker-"
 NUMBERS = itertools.count()
@@ -51,12 +56,18 @@ class DockerSandbox(Guest):
         SandboxStartupError: the container did not start.
     """
 
-    def __init__(self, image: str | Path, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        image: str | Path,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        layout: Layout = Layout(),  # noqa: B008 (frozen)
+    ) -> None:
         with engine() as client, _listener() as (listener, place):
-            self._layers = layers(limits, client.info())
+            self._root = layout.root
+            self._layers = layers(limits, client.info(), root=layout.root)
             sweep(client)
             image = build(client, image) if isinstance(image, Path) else image
-            container = _create(client, image, limits, place)
+            container = _create(client, image, limits, layout, place)
             self._id: str = container.id
             said = container.attach(stream=True)  # before it starts: once it has ended there is nothing left to ask
             try:
@@ -87,6 +98,12 @@ class DockerSandbox(Guest):
                     raise SandboxError(f"the engine did not remove a container: {error}") from error
                 with contextlib.suppress(NotFound):
                     client.api.wait(self._id, condition="removed", timeout=START_S)
+
+    def reset(self) -> None:
+        if self._root:
+            self.close()
+            raise SandboxClosed("whoever was inside was root of the whole machine: only a new container is clean")
+        super().reset()
 
     def _oom_kills(self) -> int:
         count: int = self._ask("oom_kills")[0]
@@ -143,6 +160,53 @@ def build(client: docker.DockerClient, folder: Path) -> str:
     return name
 
 
+def image_of(folder: Path) -> str:
+    """As `build`, with the engine of the environment."""
+    with engine() as client:
+        return build(client, folder)
+
+
+def described(image: str) -> tuple[str, tuple[str, ...]]:
+    """An image's working folder ("/" where it names none) and its entrypoint.
+
+    Raises:
+        SandboxUnavailable: it is not here and cannot be pulled.
+    """
+    with engine() as client:
+        config = _found(client, image).attrs["Config"]
+        return config.get("WorkingDir") or "/", tuple(config.get("Entrypoint") or ())
+
+
+def files_of(image: str, path: str) -> bytes:
+    """What an image holds in a folder, as an archive that `Sandbox.restore` takes; nothing where there is no such one.
+
+    Raises:
+        SandboxUnavailable: the image is not here and cannot be pulled.
+    """
+    from docker.errors import NotFound
+
+    with engine() as client:
+        container = client.containers.create(_found(client, image).id, ["none"], network_mode="none")
+        try:
+            data = b"".join(container.get_archive(path)[0])
+        except NotFound:
+            return archive([])
+        finally:
+            container.remove(v=True)
+    entries: list[tuple[str, str, int, int, bytes]] = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for info in tar:
+            name = info.name.partition("/")[2]
+            kind = "directory" if info.isdir() else "link" if info.issym() else "file"
+            if not name or not (info.isdir() or info.issym() or info.isfile() or info.islnk()):
+                continue
+            file = tar.extractfile(info) if kind == "file" else None
+            entries.append(
+                (name, kind, info.mode, int(info.mtime) * 10**9, file.read() if file else info.linkname.encode())
+            )
+    return archive(entries)
+
+
 def sweep(client: docker.DockerClient) -> None:
     """Remove what dead supervisors of this machine left behind: containers, and folders of sockets."""
     from docker.errors import APIError
@@ -156,29 +220,37 @@ def sweep(client: docker.DockerClient) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path) -> Any:
-    from docker.errors import APIError, DockerException, ImageNotFound
-    from docker.types import Mount
+def _found(client: docker.DockerClient, image: str) -> Any:
+    from docker.errors import DockerException, ImageNotFound
 
     try:
-        found = client.images.get(image)
+        return client.images.get(image)
     except ImageNotFound:
         try:
-            found = client.images.pull(image)
+            return client.images.pull(image)
         except DockerException as error:
             raise SandboxUnavailable(f"the image {image!r} is not here and cannot be pulled: {error}") from error
+
+
+def _create(client: docker.DockerClient, image: str, limits: Limits, layout: Layout, place: Path) -> Any:
+    from docker.errors import APIError
+    from docker.types import Mount
+
+    found = _found(client, image)
     made = bundle()
-    own = _environment(found.attrs["Config"].get("Env") or [])
-    volumes = [path for path in found.attrs["Config"].get("Volumes") or {} if path not in SCRATCH]
+    own = dict(line.partition("=")[::2] for line in found.attrs["Config"].get("Env") or [])
+    scratch = () if layout.root else layout.scratch
+    volumes = [path for path in found.attrs["Config"].get("Volumes") or {} if path not in scratch and not layout.root]
+    user = 0 if layout.root else UID
     size = f",size={limits.disk_mb}m" if limits.disk_mb is not None else ""
     inodes = f",nr_inodes={max(1024, limits.disk_mb * 256)}" if limits.disk_mb is not None else ""
     told = configuration(
         limits,
         {"socket": f"{OURS}-socket/s"},
-        "/work",
-        SCRATCH,
+        layout.work,
+        scratch,
         alone=True,
-        env={"PATH": PATH} | own | AGENT,
+        env=layout.environment({"PATH": PATH}, own),
         bash=made.command(OURS, "bash"),
     )
     try:
@@ -186,14 +258,15 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
             found.id,
             entrypoint=[*made.command(OURS, "python3"), "-I", "-S", f"{OURS}/init.py", told],
             command=[],
-            user=f"{UID}:{UID}",
+            user=f"{user}:{user}",
             working_dir="/",
             hostname="sandbox",
             network_mode="none",
-            read_only=True,
+            read_only=not layout.root,
             cap_drop=["ALL"],
+            cap_add=list(ROOT) if layout.root else [],
             security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
-            tmpfs=dict.fromkeys(SCRATCH, f"rw,exec,nosuid,nodev,mode=0755,uid={UID},gid={UID}{size}{inodes}"),
+            tmpfs=dict.fromkeys(scratch, f"rw,exec,nosuid,nodev,mode=0755,uid={UID},gid={UID}{size}{inodes}"),
             mounts=[
                 Mount(OURS, str(made.folder), type="bind", read_only=True),
                 Mount(f"{OURS}-socket", str(place), type="bind", read_only=True),
@@ -212,16 +285,6 @@ def _create(client: docker.DockerClient, image: str, limits: Limits, place: Path
         )
     except APIError as error:
         raise SandboxStartupError(f"the engine refused a container of {image}: {error}") from error
-
-
-def _environment(lines: Sequence[str]) -> dict[str, str]:
-    """An image's variables. Search paths lose what somebody inside can write; an empty part is the working folder."""
-    found = dict(line.partition("=")[::2] for line in lines)
-    for name in {"PATH", "LD_LIBRARY_PATH"} & found.keys():
-        parts = [os.path.normpath(part) for part in found[name].split(":") if part.startswith("/")]
-        kept = [part for part in parts if not any(f"{part}/".startswith(f"{top}/") for top in SCRATCH)]
-        found[name] = ":".join(kept)
-    return {name: value for name, value in found.items() if value or name not in ("PATH", "LD_LIBRARY_PATH")}
 
 
 @contextlib.contextmanager
@@ -263,7 +326,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return (DockerException, SandboxError, OSError, EOFError, ValueError)
 
 
-def layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
+def layers(limits: Limits, info: Mapping[str, Any], *, root: bool = False) -> dict[str, str]:
     """What holds here, by an engine's own `info`.
 
     Raises:
@@ -278,6 +341,10 @@ def layers(limits: Limits, info: Mapping[str, Any]) -> dict[str, str]:
     filtered = any("seccomp" in option for option in info.get("SecurityOptions") or [])
     found["seccomp"] = "active" if filtered else "inactive: this engine was built without it"
     found["disk_mb"] = "active" if limits.disk_mb is not None else "inactive: not asked for"
+    if root:
+        found["disk_mb"] = demand(limits, "disk_mb", "nothing limits the files of a container that one is root of")
+        found |= dict.fromkeys(("uid", "read-only root"), "inactive: the layout asks for root of the container")
+        found["capabilities dropped"] = f"inactive: {', '.join(ROOT)} are kept, all others are dropped"
     for name, feature in (("memory_mb", "MemoryLimit"), ("pids", "PidsLimit"), ("cpus", "CpuCfsQuota")):
         held = bool(info.get(feature)) and getattr(limits, name) is not None
         found[name] = "active" if held else demand(limits, name, f"the engine reports no {feature}")

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -35,8 +35,6 @@ from retort.sandboxes.terminal import BashTerminal
 
 MiB = 1 << 20
 PYTHON = "/usr/bin/python3"  # what runs the init of a sandbox
-SCRATCH = ("/dev/shm", "/tmp", "/work")  # the writable places inside
-AGENT = {"HOME": "/work", "USER": "agent", "LOGNAME": "agent", "LANG": "C.UTF-8", "PWD": "/work"}
 ANSWER_S = 30.0  # the longest that init may take over one request
 TREE_BYTES = 256 * MiB  # the most that is read out at once where `disk_mb` sets no bound
 
@@ -262,20 +260,7 @@ class Guest:
 
     def snapshot(self) -> bytes:
         entries, contents, _ = self._ask("tree", ".")
-        archive = io.BytesIO()
-        kinds = {"directory": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "file": tarfile.REGTYPE}
-        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for (name, kind, mode, mtime), data in zip(entries, contents, strict=True):
-                if kind not in kinds:
-                    continue
-                info = tarfile.TarInfo(name)
-                info.type, info.mode, info.pax_headers = kinds[kind], mode, {"RETORT.mtime_ns": str(mtime)}
-                if kind == "link":
-                    info.linkname = os.fsdecode(data)
-                else:
-                    info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return archive.getvalue()
+        return archive((*entry, data) for entry, data in zip(entries, contents, strict=True))
 
     def restore(self, snapshot: bytes) -> None:
         """Raises ValueError for bytes that `snapshot` did not make; FIFOs and sockets are not in a snapshot."""
@@ -307,6 +292,24 @@ class Guest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def archive(entries: Iterable[tuple[str, str, int, int, bytes]]) -> bytes:
+    """What `Sandbox.restore` takes. entries: (path, kind, mode, mtime in ns, content or target)."""
+    made = io.BytesIO()
+    kinds = {"directory": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "file": tarfile.REGTYPE}
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, mode, mtime, data in entries:
+            if kind not in kinds:
+                continue
+            info = tarfile.TarInfo(name)
+            info.type, info.mode, info.pax_headers = kinds[kind], mode, {"RETORT.mtime_ns": str(mtime)}
+            if kind == "link":
+                info.linkname = os.fsdecode(data)
+            else:
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return made.getvalue()
 
 
 def configuration(

@@ -62,3 +62,29 @@ def folder_of_this_machine(folder: Path, programs: Sequence[str] = tuple(PROGRAM
     (root / "etc" / "group").write_text("root:x:0:\nagent:x:199000:\n")
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY root /\n")
     return folder
+
+
+def add_logins(folder: Path) -> None:
+    """Adds to a folder made by `folder_of_this_machine` what programs such as useradd and runuser need to know users.
+
+    Raises:
+        SandboxUnavailable: this machine has no PAM.
+    """
+    root = folder / "root"
+    modules = sorted(path for path in Path("/").glob("lib/*/security/pam_*.so"))
+    if not modules or not Path("/etc/pam.d").is_dir():
+        raise SandboxUnavailable("PAM is missing: `apt-get install libpam-modules passwd`")
+    shutil.copytree("/etc/pam.d", root / "etc" / "pam.d", dirs_exist_ok=True)
+    for path in {*map(str, modules), *(library for module in modules for library in libraries(str(module)))}:
+        place = root / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    for path in ("/etc/login.defs", "/etc/nsswitch.conf", "/etc/security"):
+        if os.path.isdir(path):
+            shutil.copytree(path, root / path.lstrip("/"), dirs_exist_ok=True)
+        elif os.path.exists(path):
+            shutil.copy(path, root / path.lstrip("/"))
+    for name in ("shadow", "gshadow"):
+        (root / "etc" / name).write_text("root:*::::::\n" if name == "shadow" else "root:*::\n")
+    for name in ("home", "root", "usr/local/bin", "var"):
+        (root / name).mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,11 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes a tenth of a start
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 HEADER = struct.Struct("!IQ")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
@@ -260,6 +263,7 @@ class Init:
         self.freeze(blobs=[], fds=[])
         for folder in self.scratch:
             empty(folder)
+        os.makedirs(self.work, exist_ok=True)  # it may lie within one of them
         return ({},)
 
     def oom_kills(self, *, blobs: list[bytes], fds: list[int]) -> tuple[object]:
@@ -281,8 +285,9 @@ class Init:
         # O_NONBLOCK: a FIFO must not hang us; /proc is refused because there the words are about us.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(fd, "rb") as file:
-            self._regular(os.fstat(fd), path)
-            data = file.read(limit + 1)
+            found = os.fstat(fd)
+            self._regular(found, path)
+            data = file.read(min(limit, found.st_size) + 1)  # a buffer of `limit` may be more than there is memory
         if len(data) > limit:
             raise OSError(errno.EFBIG, "too large", path)
         return data
@@ -470,6 +475,7 @@ def main() -> None:
     os.chdir("/")
     os.umask(0o022)
     init = Init(channel, config)
+    os.makedirs(init.work, exist_ok=True)
     send(channel, {"ready": os.getpid()})
     try:
         init.serve()

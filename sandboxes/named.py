@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retort.sandboxes.base import Limits, Sandbox
+from retort.sandboxes.base import Layout, Limits, Sandbox, SandboxUnavailable
 
 
-def _bwrap(_: str, limits: Limits) -> Sandbox:
+def _bwrap(_: str, limits: Limits, layout: Layout) -> Sandbox:
     from retort.sandboxes.bwrap import BwrapSandbox
 
-    return BwrapSandbox(limits)
+    return BwrapSandbox(limits, layout)
 
 
-def _docker(image: str, limits: Limits) -> Sandbox:
+def _docker(image: str, limits: Limits, layout: Layout) -> Sandbox:
     from retort.sandboxes.docker import DockerSandbox
 
-    return DockerSandbox(Path(image) if image[0] in "./" else image, limits)
+    return DockerSandbox(Path(image) if image[0] in "./" else image, limits, layout)
 
 
-def _unsafe(_: str, limits: Limits) -> Sandbox:
+def _unsafe(_: str, limits: Limits, layout: Layout) -> Sandbox:
     from retort.sandboxes.unsafe import UnsafeSandbox
+
+    if layout != Layout():
+        raise SandboxUnavailable("unsafe has no folders of its own: a layout needs bwrap or docker:IMAGE")
 
     return UnsafeSandbox(limits, i_understand=True)  # naming it is the acknowledgement
 
 
-STARTERS: Mapping[str, Callable[[str, Limits], Sandbox]] = {
+STARTERS: Mapping[str, Callable[[str, Limits, Layout], Sandbox]] = {
     "bwrap": _bwrap,
     "docker:IMAGE": _docker,
     "unsafe": _unsafe,
@@ -38,7 +41,7 @@ def is_name(name: str) -> bool:
     return _key(name) in STARTERS
 
 
-def open_sandbox(name: str, limits: Limits) -> Sandbox:
+def open_sandbox(name: str, limits: Limits, layout: Layout = Layout()) -> Sandbox:  # noqa: B008 (frozen)
     """Starts one. An image that begins with `.` or `/` is a folder with a Dockerfile.
 
     Raises:
@@ -47,7 +50,7 @@ def open_sandbox(name: str, limits: Limits) -> Sandbox:
     """
     if not is_name(name):
         raise ValueError(f"unknown sandbox {name!r}; expected one of {', '.join(STARTERS)}")
-    return STARTERS[_key(name)](name.partition(":")[2], limits)
+    return STARTERS[_key(name)](name.partition(":")[2], limits, layout)
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,8 @@
 """The system calls that no sandboxed process may make: as a compiled seccomp filter, and as Docker's profile.
 
 Everything else is allowed: namespaces, limits and the lack of capabilities hold the rest. Refused calls fail with
-EPERM, or with ENOSYS where programs know to fall back. Calls of another architecture (32-bit, x32) kill the caller.
+EPERM, or with ENOSYS or EAFNOSUPPORT where programs know to fall back. Calls of another architecture (32-bit, x32) kill
+the caller.
 """
 
 from __future__ import annotations
@@ -123,10 +124,11 @@ def rules() -> Iterator[Rule]:
     for request in (TIOCSTI, TIOCLINUX):  # the kernel reads 32 bits, so must we
         yield Rule("ioctl", place=1, test="MASKED_EQ", value=request, mask=0xFFFFFFFF)
     # Of the families only AF_UNIX (1), AF_INET (2) and AF_INET6: an empty network namespace does not hold AF_VSOCK.
+    # They look like families that the kernel does not have, which useradd and others know how to do without.
     for call in ("socket", "socketpair"):
         for family in range(3, AF_INET6):
-            yield Rule(call, place=0, value=family)
-        yield Rule(call, place=0, test="GT", value=AF_INET6)
+            yield Rule(call, errno.EAFNOSUPPORT, place=0, value=family)
+        yield Rule(call, errno.EAFNOSUPPORT, place=0, test="GT", value=AF_INET6)
 
 
 @cache

@@ -44,6 +44,7 @@ def verify(
     files: Mapping[str, bytes | str] | None = None,
     *,
     arguments: Sequence[str] = (),
+    secret: str = "",
     timeout: float | None = None,
 ) -> Verdict:
     """Runs a task's check on what an agent left.
@@ -56,6 +57,8 @@ def verify(
         code; a program that it starts as a helper is not.
     files: the task's own files by name, test files above all. They lie outside of the work folder, so that what the
         agent made of its copies does not matter. Nothing may change in their folder, `__pycache__` included.
+    secret: what the check alone may read, on its `sys.stdin`: it lies on no disk, and no other process of the same uid
+        may look into the check's memory. A process that the check forks (without an exec) has it too.
     timeout: seconds. A check that runs out of time has not passed.
 
     Raises:
@@ -70,7 +73,9 @@ def verify(
     given = ground.tree(f"{place}/files") if files else {}
     command = [*PYTHON, f"{place}/run.py", place, *arguments]
     try:
-        result = ground.exec(command, stdin=word.encode(), timeout=timeout, env={"PYTHONDONTWRITEBYTECODE": "1"})
+        result = ground.exec(
+            command, stdin=(word + secret).encode(), timeout=timeout, env={"PYTHONDONTWRITEBYTECODE": "1"}
+        )
     except ExecTimeout as late:
         return Verdict(False, late.partial)
     said = result.stderr.endswith(word.encode()) and _untouched(ground, f"{place}/files", given)
@@ -89,11 +94,12 @@ def _untouched(ground: Sandbox, folder: str, given: Mapping[str, FileState]) -> 
 # No process inside may read or write this one's memory, though it has the same uid.
 # The last word is read before the check begins and said after it has come to its end: `os._exit(0)` does not say it.
 RUN = """
-import ctypes, os, runpy, sys
+import ctypes, io, os, runpy, sys
 if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0):
     raise OSError("prctl")
-word = sys.stdin.read()
-sys.stdin = open(os.devnull)
+said = sys.stdin.read()
+word, sys.stdin = said[:32], io.StringIO(said[32:])
+del said
 place = sys.argv[1]
 sys.argv = [place + "/check.py", place + "/files", *sys.argv[2:]]
 try:

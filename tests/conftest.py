@@ -1,8 +1,11 @@
-"""Shared by all tests: two threads, quiet libraries, and no silent skips in CI."""
+"""Shared by all tests: two threads, quiet libraries, no silent skips in CI, and one Docker engine."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported anywhere: as in retort/__init__.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -11,6 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
+from retort.sandboxes.base import SandboxUnavailable
+from retort.sandboxes.docker import engine
+from retort.sandboxes.engine import private_engine
+from retort.sandboxes.images import folder_of_this_machine
 
 # Other processes may hold the cores: no test depends on a time.
 settings.register_profile("retort", deadline=None)
@@ -24,3 +31,30 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped where skips count as failures: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """An engine that answers: the machine's, or as root one of our own. As root it fails where none comes up."""
+    try:
+        with engine():
+            pass
+    except SandboxUnavailable:
+        if os.geteuid() != 0:
+            pytest.skip("no Docker engine answers, and only root can start one")
+    else:
+        yield os.environ.get("DOCKER_HOST", "")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="retort-engine-") as folder,
+        private_engine(Path(folder) / "e") as host,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("DOCKER_HOST", host)
+        yield host
+
+
+@pytest.fixture(scope="session")
+def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that builds an image of this machine's own programs."""
+    return folder_of_this_machine(tmp_path_factory.mktemp("image"))

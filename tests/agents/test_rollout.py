@@ -437,3 +437,20 @@ def test_text_spaces_bound_random_play(echo: Any) -> None:
     assert said == [turn.action for item in again for turn in item.turns]
     assert all(len(action) <= 4 for action in said)
     assert len(set(said)) > 5
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_only_what_blocks_gets_a_thread(echo: Any, blocking: bool) -> None:
+    seen: set[int] = set()
+
+    class Watched(echo):  # type: ignore[misc]
+        def step(self, action: str) -> Any:
+            seen.add(threading.get_ident())
+            return super().step(action)
+
+    Watched.blocking = blocking
+    done = play(Watched, scripted.gold(BYTES))
+    assert [item.success for item in done] == [True] * 8
+    assert (seen == {threading.get_ident()}) is not blocking
+    broken = play(lambda: Watched([("echo-1", 1)]), scripted.gold(BYTES))
+    assert [item.usable for item in broken] == [True, False] + [True] * 6

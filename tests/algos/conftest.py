@@ -1,11 +1,12 @@
 """A batch with everything in it, scored by a real tiny Llama."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from retort.agents.scoring import score_tokens
-from retort.algos.base import TokenBatch
+from retort.algos.base import Student, TokenBatch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 64
@@ -96,3 +97,42 @@ def make_batch():
         )
 
     return make
+
+
+class Hand:
+    """A batch small enough to work out by hand: two rows of one group; row 0 won with two tokens, row 1 lost with
+    one.
+    """
+
+    def batch(self, **changes) -> TokenBatch:
+        zeros = torch.zeros(2, 3)
+        fields = {
+            "tokens": torch.zeros(2, 3, dtype=torch.long),
+            "mask": torch.tensor([[False, True, True], [False, True, False]]),
+            "turn": torch.zeros(2, 3, dtype=torch.long),
+            "turn_reward": zeros,
+            "behaviour_logp": zeros,
+            "proximal_logp": zeros,
+            "episode": torch.tensor([0, 1]),
+            "group": torch.tensor([0, 0]),
+            "reward": torch.tensor([1.0, 0.0]),
+            "success": torch.tensor([True, False]),
+            "temperature": torch.ones(2),
+            "teacher_mask": torch.tensor([[[False, True, True], [False, True, False]]]),
+            "teacher_logp": zeros[None],
+        }
+        return TokenBatch(**{**fields, **changes})
+
+    def student(self, logp, support=None, rest=None) -> Student:
+        return Student(logp=logp, support_logp=support, rest_logp=rest)
+
+    def total(self, terms) -> torch.Tensor:
+        return sum((term.weight * term.aggregate(term.value, term.mask) for term in terms), torch.zeros(()))
+
+    def episode(self, reward: float):
+        return SimpleNamespace(reward=reward)
+
+
+@pytest.fixture(scope="session")
+def hand() -> Hand:
+    return Hand()

@@ -150,7 +150,7 @@ def test_a_recipe_from_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["grop", "grpo2", "learner", "", "GRPO"])
 def test_an_unknown_recipe_names_the_right_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown recipe '{name}'.*valid: .*grpo, sdpo, sft, srpo"):
+    with pytest.raises(ConfigError, match=f"unknown recipe '{name}'.*valid: .*grpo, .*sdpo, sft, srpo"):
         resolve({"recipe": name})
     assert issubclass(ConfigError, UsageError)
 

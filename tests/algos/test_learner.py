@@ -274,3 +274,18 @@ def test_a_term_at_position_zero_is_refused(make_model, make_batch):
 
     with pytest.raises(ValueError, match="position 0"):
         learner.update(batch, sft.credit(batch, options), loss, options)
+
+
+def test_the_gap_is_the_farthest_scored_token(make_model, make_batch):
+    model = make_model()
+    batch = make_batch(model, make_model(1))
+    with torch.no_grad():
+        now = model(batch.tokens).logits[:, :-1] / batch.temperature[:, None, None]
+    now = now.log_softmax(-1).gather(-1, batch.tokens[:, 1:, None])[..., 0]
+    moved = torch.where(batch.mask[:, 1:], now, 0.0)
+    row, column = batch.mask[:, 1:].nonzero()[0].tolist()
+    for shift in (0.0, 0.25):
+        moved[row, column] += shift
+        proximal = torch.cat([torch.zeros_like(moved[:, :1]), moved], 1)
+        _, stats = gradients(model, replace(batch, proximal_logp=proximal), sft)
+        assert stats.gap == pytest.approx(shift, abs=1e-5)

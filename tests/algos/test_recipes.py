@@ -153,7 +153,7 @@ def test_routing_ignores_the_advantage():
     """All failed: every advantage is 0, and yet all go to the teacher. All won: none does."""
     for success, tokens in ((False, 3), (True, 0)):
         batch = support_batch(reward=torch.full((2,), float(success)), success=torch.full((2,), success))
-        assert srpo.credit(batch, srpo.SRPOOptions(k=1)).mask["sdpo"].sum() == tokens
+        assert srpo.credit(batch, srpo.SRPOOptions(k=1)).mask["taught"].sum() == tokens
 
 
 @given(st.integers(0, 999), st.floats(0, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,29 @@ def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
     assert not scored().logp.requires_grad
     (plain,) = teacher.logp([ids], [np.array([4, 6])], temperature=[0.7], max_tokens=64)
     torch.testing.assert_close(plain.logp, expected(other).logp)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_a_trust_region_mixes_the_logits_of_then_and_now(make_model, rate: float) -> None:
+    student = make_model()
+    teacher = Teacher(student, TeacherOptions(kind="trust_region", rate=rate))
+    then = copy.deepcopy(student)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    teacher.follow()
+    tokens = np.array([3, 1, 4, 1, 5, 9])
+    view = TeacherView(0, 0, tokens, np.arange(1, 6), np.arange(1, 6))
+    ids = torch.arange(5 * 4).reshape(5, 4)
+    (found,) = teacher.score([view], ids=[ids], entropy=True, temperature=[0.7], max_tokens=64)
+    with torch.no_grad():
+        mixed = [
+            weight * model(torch.from_numpy(tokens)[None]).logits[0, :-1]
+            for weight, model in ((1 - rate, then), (rate, student))
+        ]
+    expected = ((mixed[0] + mixed[1]) / 0.7).log_softmax(-1)
+    torch.testing.assert_close(found.logp, expected.gather(-1, torch.from_numpy(tokens[1:, None]))[:, 0])
+    torch.testing.assert_close(found.ids_logp, expected.gather(-1, ids))
+    torch.testing.assert_close(found.entropy, -(expected.exp() * expected).sum(-1))
+    (plain,) = teacher.logp([tokens], [np.arange(1, 6)], temperature=[0.7], max_tokens=64)
+    torch.testing.assert_close(plain.logp, found.logp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,10 +21,10 @@ import torch
 from gymnasium.error import ResetNeeded
 from retort.agents import store
 from retort.agents.base import Origin
-from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, resolve
+from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, recipes, resolve
 from retort.algos.launch import cold_config, launch, resume_run
 from retort.algos.runs import CheckpointError, Run, check
-from retort.algos.setup import assemble
+from retort.algos.setup import assemble, save
 from retort.algos.train import silent, train, train_step
 from retort.envs.base import Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
 from retort.feedback.base import LeakError
@@ -31,6 +32,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FAMILY = {"env_args": {"families": ["delete"]}}
+SKILLS = Path(__file__).parents[2] / "examples" / "skills"
+SETTINGS = {"sdar": [f"skills.folder={SKILLS}"], "dapo": ["limit=48"]}
 SECRET = "the word that was asked for is written in the file behind the green door"
 
 
@@ -65,9 +68,10 @@ def measured(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["grpo", "sdpo", "srpo"])
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name != "sft"])
 def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Path, recipe: str) -> None:
-    runs = [Run.create(tmp_path / name, configured(recipe, cold)) for name in ("first", "second")]
+    asked = SETTINGS.get(recipe, ())
+    runs = [Run.create(tmp_path / name, configured(recipe, cold, *asked)) for name in ("first", "second")]
     heard: list[tuple[str, int]] = []
     for run in runs:
         assert train(run, lambda stage, done, _: heard.append((stage, done))) == run.checkpoints()[-1]
@@ -79,14 +83,15 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
     assert [line["step"] for line in first.metrics()] == [1, 2, 3]
     assert check(first.checkpoints()[-1]) == 3
     for line in first.metrics():
-        assert line["episodes"] == 8
+        assert line["episodes"] >= 8
         assert line["infrastructure_failures"] == 0
         assert line["sampler_gap_nats"] < 1e-4
-        assert set(line["seconds"]) == {"rollout", "student", "teacher", "update"}
-        taught = line["teacher_coverage"]
-        assert taught == 0 if recipe == "grpo" else taught > 0
+        assert set(line["seconds"]) - {"judge"} == {"rollout", "student", "teacher", "update"}
+    if load_recipe(recipe).channels:
+        assert max(line["teacher_coverage"] for line in first.metrics()) > 0
+        assert max(line["tokens_taught"] for line in first.metrics()) > 0
     played = store.read(first.rollouts(2))
-    assert len(played) == 8
+    assert len(played) >= 8
     assert {item.provenance.policy_version for item in played} == {1}
     assert sum(item.sampled_tokens for item in played) == first.metrics()[1]["tokens"]
 
@@ -200,6 +205,24 @@ def test_a_corrupted_checkpoint_is_not_gone_on_with(cold: Path, tmp_path: Path) 
     last.rmdir()
     resume_run(run.folder)
     assert weights(run) == expected
+
+
+@pytest.mark.slow
+def test_skills_are_part_of_a_checkpoint(cold: Path, tmp_path: Path) -> None:
+    config = configured("sdar", cold, *SETTINGS["sdar"], "pick=ucb", "steps=4")
+    straight, stopped = (Run.create(tmp_path / name, config) for name in ("straight", "stopped"))
+    train(straight)
+    with assemble(stopped, load_recipe("sdar"), silent) as parts:
+        for step in range(2):
+            stopped.log(train_step(stopped, load_recipe("sdar"), parts, step, silent))
+        stopped.save(2, lambda folder: save(folder, parts))
+    resume_run(stopped.folder)
+    assert weights(stopped) == weights(straight)
+    assert measured(stopped) == measured(straight)
+    kept = [json.loads((run.checkpoints()[-1] / "memory.json").read_text()) for run in (straight, stopped)]
+    assert kept[0] == kept[1]
+    assert kept[0]["updates"] == 4
+    assert sum(count for count, _ in kept[0]["used"].values()) > 0
 
 
 def resumed_at(run: Run, step: int) -> bytes:
@@ -378,7 +401,7 @@ def test_an_environment_that_raises_is_counted_and_the_batch_goes_on(cold: Path,
     run = Run.create(tmp_path / "run", saying("sdpo", cold, "raises"))
     train(run)
     for line in run.metrics():
-        assert line["episodes"] == 8
+        assert line["episodes"] >= 8
         assert line["infrastructure_failures"] == 2
         assert line["teacher_coverage"] > 0
         assert line["loss"] != 0

@@ -268,7 +268,7 @@ def test_reset_says_what_the_contract_says(env: ShellEnv) -> None:
     assert observation == task(info["task"].key).instruction
     assert isinstance(info["task"], TaskRef)
     assert {key: value for key, value in info.items() if key != "task"} == {
-        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [],
+        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [], "invalid": False,
     }  # fmt: skip
     with pytest.raises(KeyError, match="unknown task"):
         env.reset(options={"task": "move/none"})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 from retort.algos.config import recipes
 from retort.envs.check import check_env
+from retort.envs.harbor_format import export_tasks
+from retort.envs.shell import ShellEnv
 
 import retort
 
@@ -73,10 +76,20 @@ def test_a_recipe_names_its_source_and_its_formula(name: str) -> None:
     assert re.search(r"^ {4}\w.* = ", said, re.MULTILINE), "expected an indented formula"
 
 
+def exported_tasks(folder: Path) -> dict[str, Any]:
+    env = ShellEnv(split="test")
+    export_tasks(env, env.tasks()[::400], folder)
+    return {"folder": folder}
+
+
+# What an environment cannot be made without.
+ARGUMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {"retort/Harbor-v0": exported_tasks}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", sorted(retort.BUILT_IN))
-def test_every_built_in_environment_keeps_the_contract(env_id: str) -> None:
-    env = gymnasium.make(env_id)
+def test_every_built_in_environment_keeps_the_contract(env_id: str, tmp_path: Path) -> None:
+    env = gymnasium.make(env_id, **ARGUMENTS.get(env_id, lambda _: {})(tmp_path))
     try:
         check_env(env)
     finally:

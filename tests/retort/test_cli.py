@@ -70,7 +70,7 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 def test_help_and_no_command() -> None:
     done = retort("--help")
     assert done.returncode == 0
-    for command in ("envs", "check-env", "train", "eval", "compare", "doctor", "demo"):
+    for command in ("envs", "check-env", "train", "eval", "compare", "export", "doctor", "demo"):
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
@@ -92,6 +92,24 @@ def test_envs_without_bubblewrap_says_what_is_missing(tmp_path: Path) -> None:
     (entry,) = (entry for entry in json.loads(done.stdout) if entry["id"] == "retort/Shell-v0")
     assert "bubblewrap" in entry["missing"] or "bwrap" in entry["missing"]
     assert "apt-get install bubblewrap" in entry["missing"]
+
+
+def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
+    done = retort("export", "retort/Shell-v0", tmp_path / "out", "--split", "validation", "--limit", "3")
+    assert done.returncode == 0, done.stderr
+    assert f"3 tasks in {tmp_path}/out" in done.stdout
+    assert f"retort eval --env retort/Harbor-v0 --split validation --env-arg folder={tmp_path}/out" in done.stdout
+    given = ["--env-arg", f"folder={tmp_path}/out"]
+    done = retort("eval", "--env", "retort/Harbor-v0", "--split", "validation", "--model", "gold", "--json", *given)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["n"], report["success"]) == (3, 1.0)
+    refused(
+        here("export", "retort/Shell-v0", tmp_path / "out", "--split", "validation", "--limit", "1"), "never written"
+    )
+    refused(here("export", "retort/Harbor-v0", tmp_path / "again"), "folder: expected a folder of tasks")
+    refused(here("export", "retort/Shel-v0", tmp_path / "again"), "did you mean 'retort/Shell-v0'")
+    refused(here("check-env", "retort/Harbor-v0"), "folder: expected a folder of tasks in Harbor's format")
 
 
 def test_doctor() -> None:

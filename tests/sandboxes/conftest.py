@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,44 +8,15 @@ from pathlib import Path
 
 import pytest
 from retort.sandboxes import cgroups
-from retort.sandboxes.base import Limits, SandboxClosed, SandboxUnavailable
+from retort.sandboxes.base import Limits, Preferred, SandboxClosed
 from retort.sandboxes.bwrap import BwrapSandbox
-from retort.sandboxes.docker import DockerSandbox, engine
-from retort.sandboxes.engine import private_engine
+from retort.sandboxes.docker import DockerSandbox
 from retort.sandboxes.guest import Guest
-from retort.sandboxes.images import folder_of_this_machine
 from retort.sandboxes.unsafe import UnsafeSandbox
 
 
 def unsafe(limits: Limits = Limits()) -> Guest:  # noqa: B008 (frozen)
     return UnsafeSandbox(limits, i_understand=True)
-
-
-@pytest.fixture(scope="session")
-def docker_host() -> Iterator[str]:
-    """An engine that answers: the machine's, or as root one of our own. As root it fails where none comes up."""
-    try:
-        with engine():
-            pass
-    except SandboxUnavailable:
-        if os.geteuid() != 0:
-            pytest.skip("no Docker engine answers, and only root can start one")
-    else:
-        yield os.environ.get("DOCKER_HOST", "")
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="retort-engine-") as folder,
-        private_engine(Path(folder) / "e") as host,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("DOCKER_HOST", host)
-        yield host
-
-
-@pytest.fixture(scope="session")
-def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that builds an image of this machine's own programs."""
-    return folder_of_this_machine(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +101,7 @@ def fenced_in_little(fence: Callable[..., Guest], _little: list[Guest]) -> Guest
     try:
         _little[-1].reset()
     except (IndexError, SandboxClosed):
-        _little.append(fence(Limits(memory_mb=96, pids=64, disk_mb=16, output_bytes=10_000)))
+        _little.append(fence(Limits(memory_mb=Preferred(96), pids=64, disk_mb=16, output_bytes=10_000)))
     return _little[-1]
 
 

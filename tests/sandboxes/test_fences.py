@@ -70,15 +70,14 @@ def test_disk_fill(fenced: Guest, place: str) -> None:
 
 
 def test_network(fenced: Guest, python: Callable[..., str]) -> None:
-    assert python(fenced, "import socket; print([name for _, name in socket.if_nameindex()])").endswith(
-        "Operation not permitted"
-    )
+    refused = "OSError: [Errno 97] Address family not supported by protocol"
+    assert python(fenced, "import socket; print([name for _, name in socket.if_nameindex()])") == refused
     assert fenced.exec("cat /proc/net/dev | tail -n +3 | cut -d: -f1").stdout.split() == [b"lo"]
     connect = "import socket; socket.create_connection(('1.1.1.1', 53), 2)"
     assert python(fenced, connect) == "OSError: [Errno 101] Network is unreachable"
     for family in ("AF_VSOCK", "AF_NETLINK", "AF_PACKET", "AF_ALG"):
         made = python(fenced, f"import socket; socket.socket(socket.{family}, socket.SOCK_STREAM)")
-        assert made == "PermissionError: [Errno 1] Operation not permitted", family
+        assert made == refused, family
     loopback = "from socket import *; s = create_server(('127.0.0.1', 0)); create_connection(s.getsockname()); print(1)"
     assert python(fenced, loopback) == "1"
 

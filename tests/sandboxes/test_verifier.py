@@ -129,6 +129,32 @@ def test_a_check_that_imports_the_agents_code_cannot_be_ended_well_by_it(fenced:
         assert verify(ground, take(fenced), check).passed is passed
 
 
+SNOOP = """
+import glob, os
+places = glob.glob("/tmp/**/*", recursive=True)
+places += [f"/proc/{os.getppid()}/{name}" for name in ("mem", "environ", "fd/0")]
+for place in places:
+    try:
+        with open(place, "rb") as file:
+            if b"kept apart" in file.read(1 << 20):
+                print("found in", place)
+    except OSError:
+        pass
+"""
+
+
+def test_a_secret_is_for_the_check_alone(fenced: Guest, ground: Guest) -> None:
+    fenced.write_file("answer.py", SNOOP)
+    check = (
+        "import subprocess, sys; secret = sys.stdin.read(); "
+        "said = subprocess.run(['python3', 'answer.py'], capture_output=True, check=True); "
+        "sys.exit(said.stdout.decode() or secret != 'kept' + ' apart')"
+    )
+    kept = verify(ground, take(fenced), check, secret="kept apart")
+    assert kept.passed, kept
+    assert not verify(ground, take(fenced), check).passed
+
+
 def test_a_dead_ground_says_nothing_about_the_agent(fence: Callable[..., Guest], fenced: Guest) -> None:
     ground = fence()
     ground.close()
