@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import measure
+from retort.agents.base import Sampling
 from retort.agents.episode import EpisodeRequest
 from retort.agents.evaluate import spread
 from retort.agents.rollout import Runner
@@ -30,6 +31,7 @@ class Speed:
     """Medians over the repeats, at one number of episodes at once."""
 
     episodes: float
+    won: float
     turns: float
     cpu_ms: float
 
@@ -50,7 +52,14 @@ def tasks_of(env_id: str, count: int) -> list[TaskRef]:
 def speed(env_id: str, tasks: Sequence[TaskRef], at_once: int, repeats: int) -> Speed:
     """Plays the tasks `repeats` times, after one episode on each environment."""
     chat = byte_chat()
-    runner = Runner(partial(make, env_id, split="test"), gold(chat), chat, env_id=env_id, concurrency=at_once)
+    runner = Runner(
+        partial(make, env_id, split="test"),
+        gold(chat),
+        chat,
+        env_id=env_id,
+        concurrency=at_once,
+        sampling=Sampling(max_new_tokens=65_536),  # bytes
+    )
 
     def requests(tasks: Sequence[TaskRef]) -> list[EpisodeRequest]:
         return [EpisodeRequest(task.key, number, number, f"{number:06d}") for number, task in enumerate(tasks)]
@@ -62,14 +71,16 @@ def speed(env_id: str, tasks: Sequence[TaskRef], at_once: int, repeats: int) -> 
             with measure.spending() as spent:
                 played = runner.run(requests(tasks))
                 used = spent()
-            if lost := [item for item in played if not item.success]:
-                why = lost[0].error or lost[0].final_observation
-                raise SystemExit(f"{env_id}: gold lost {lost[0].task.key}: {why}")
+            if broken := [item for item in played if not item.usable]:
+                raise SystemExit(f"{env_id}: {broken[0].task.key} broke: {broken[0].error}")
+            won = sum(bool(item.success) for item in played) / len(played)
             turns = sum(len(item.turns) for item in played) / len(played)
-            found.append(Speed(len(played) / used.wall, turns, 1e3 * used.cpu / len(played)))
+            found.append(Speed(len(played) / used.wall, won, turns, 1e3 * used.cpu / len(played)))
     finally:
         runner.close()
-    return Speed(*(measure.median([getattr(item, name) for item in found]) for name in ("episodes", "turns", "cpu_ms")))
+    return Speed(
+        *(measure.median([getattr(item, name) for item in found]) for name in ("episodes", "won", "turns", "cpu_ms"))
+    )
 
 
 def main() -> None:
@@ -88,9 +99,11 @@ def main() -> None:
             continue
         speeds = [speed(env_id, tasks, at_once, args.repeats) for at_once in args.at_once]
         gain = speeds[-1].episodes / speeds[0].episodes
-        rows.append((env_id, *(item.episodes for item in speeds), gain, speeds[-1].turns, speeds[-1].cpu_ms))
+        rows.append(
+            (env_id, *(item.episodes for item in speeds), gain, speeds[-1].won, speeds[-1].turns, speeds[-1].cpu_ms)
+        )
     counts = [f"{at_once} at once, episodes/s" for at_once in args.at_once]
-    measure.table(("environment", *counts, "most to fewest", "turns", "CPU ms an episode"), rows)
+    measure.table(("environment", *counts, "most to fewest", "won", "turns", "CPU ms an episode"), rows)
     print("\n".join(missing))
 
 
