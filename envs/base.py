@@ -163,6 +163,23 @@ def content_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def allotted(digests: Iterable[str]) -> dict[str, Split]:
+    """A split for each digest: 70% train, 10% validation, 20% test by the digest itself, and at least one in each.
+
+    What joins later leaves the others where they are, except in the smallest collections.
+
+    Raises:
+        UsageError: fewer than three different digests.
+    """
+    ordered = sorted(set(digests))
+    if len(ordered) < len(SPLITS):
+        raise UsageError(f"expected at least {len(SPLITS)} different tasks, one a split, found {len(ordered)}")
+    shares = [int(digest, 16) / 16 ** len(digest) for digest in ordered]
+    train = min(max(sum(share < 0.7 for share in shares), 1), len(ordered) - 2)
+    seen = min(max(sum(share < 0.8 for share in shares), train + 1), len(ordered) - 1)
+    return {digest: SPLITS[(place >= train) + (place >= seen)] for place, digest in enumerate(ordered)}
+
+
 class TextSpace(gymnasium.Space[str]):
     """Any text of at most `max_length` characters. `gymnasium.spaces.Text` refuses newlines and accents."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from retort.envs.base import SPLITS, MissingPackage, TextEnv, UsageError, nearest
 from retort.sandboxes.base import SandboxError
 
@@ -27,12 +28,11 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
     Raises:
         UsageError: an unknown environment, one that is no text environment, or an argument that it refuses.
     """
-    if ":" not in env_id and env_id not in gymnasium.registry:
-        raise UsageError(f"unknown environment {env_id!r}; {nearest(env_id, env_ids())}")
-    if split is not None and takes_split(env_id):
+    spec = found(env_id)
+    if split is not None and takes_split(spec):
         arguments["split"] = split
     try:
-        env: gymnasium.Env[str, str] = gymnasium.make(env_id, **arguments)
+        env: gymnasium.Env[str, str] = gymnasium.make(spec, **arguments)
     except MissingPackage as error:
         raise MissingPackage(f"{env_id}: {error}") from error
     except (TypeError, ValueError, KeyError) as error:
@@ -42,15 +42,43 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
     return env
 
 
-def takes_split(env_id: str) -> bool:
-    """Whether an environment is made with a split."""
-    target = gymnasium.spec(env_id).entry_point
-    creator = load_env_creator(target) if isinstance(target, str) else target
+def found(env_id: str) -> EnvSpec:
+    """The registered environment "ns/Name-v0", or "module:ns/Name-v0", whose module is imported first.
+
+    Raises:
+        UsageError: there is no such module or environment, with the nearest one.
+    """
+    module, colon, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"{env_id}: expected module:namespace/Name-v0 with a module that registers it: {error}"
+            ) from error
+    if name not in gymnasium.registry:
+        space = f"{name.partition('/')[0]}/"
+        own = [f"{module}{colon}{known}" for known in gymnasium.registry if known.startswith(space)]
+        raise UsageError(f"unknown environment {env_id!r}; {nearest(env_id, dict.fromkeys([*own, *env_ids()]))}")
+    return gymnasium.spec(name)
+
+
+def takes_split(spec: EnvSpec) -> bool:
+    """Whether an environment is made with a split.
+
+    Raises:
+        UsageError: what the registration names cannot be imported.
+    """
+    target = spec.entry_point
+    try:
+        creator = load_env_creator(target) if isinstance(target, str) else target
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{spec.id} is registered as {target}, which cannot be imported: {error}") from error
     return creator is not None and "split" in inspect.signature(creator).parameters
 
 
 def catalogue(ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """One entry an environment: `id`, `tasks` by split, and `missing` where it cannot be used here."""
+    """One entry an environment: `id`, `tasks` by split, and `missing`, the reason, where it cannot be used here."""
     return [_entry(env_id) for env_id in (env_ids() if ids is None else ids)]
 
 
@@ -65,6 +93,8 @@ def _entry(env_id: str) -> dict[str, Any]:
             env.close()
     except (SandboxError, ImportError, UsageError) as error:
         entry["missing"] = str(error)
+    except Exception as error:  # somebody else's environment is broken: the others are listed all the same
+        entry["missing"] = f"{type(error).__name__}: {error}"
     return entry
 
 

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
 from retort.envs.base import TaskRef
 
 MAX_TURNS = 256  # an episode that is not over by then never ends
+CLAIM = '{"reward": 1, "score": 1, "success": true, "passed": true}'
+
+# Whatever looks like a test or its result, here and where harnesses look for one, says that all went well.
+FORGE = (
+    "for d in . /logs/verifier; do [ -d $d ] && for n in reward score result grade verdict success; do "
+    f"echo 1 > $d/$n; echo 1 > $d/$n.txt; echo '{CLAIM}' > $d/$n.json; done; done; "
+    "echo 'raise SystemExit(0)' > sitecustomize.py; cp sitecustomize.py conftest.py; "
+    "find . -type f | grep -iE 'test|check|verif|grad|reward|score|result|expect' | while read -r f; do case $f in "
+    f"""*.py) echo 'raise SystemExit(0)' > "$f";; *.sh) echo 'exit 0' > "$f";; *.json) echo '{CLAIM}' > "$f";; """
+    """*) echo 1 > "$f";; esac; done"""
+)
+FORGERIES: dict[str, tuple[str, ...]] = {
+    "forger of files": (FORGE, "done"),
+    "forger who ends the test": ("```python\nraise SystemExit(0)\n```", "done"),
+    "forger who claims": (CLAIM, "done"),
+}
 
 # (environment, observation, turn) -> action
 Player = Callable[[gymnasium.Env[str, str], str, int], str]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """found: what was seen. mend: what to do about it. check: the function that saw it."""
+
+    found: str
+    mend: str
+    check: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,7 @@ def play(env: gymnasium.Env[str, str], ref: TaskRef, player: Player, name: str) 
             action = player(env, said, len(steps))
             said, reward, terminated, truncated, info = env.step(action)
             steps.append(Step(action, said, cast(float, reward), terminated, truncated, info))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an agent's code that runs in this process may end it
         where = f"action {len(steps)}" if start[1] else "reset"
         return Episode(name, ref, *start, tuple(steps), f"{where} raised {type(error).__name__}: {error}")
     return Episode(name, ref, *start, tuple(steps), stops=_stops(env) if steps[-1].over else True)
@@ -101,6 +128,15 @@ def follow_plan(plan: Sequence[str]) -> Player:
     return act
 
 
+def reaches_this_machine(env: gymnasium.Env[str, str], ref: TaskRef) -> bool:
+    """Whether shell commands are run among this machine's own files. Nobody forges files there."""
+    with tempfile.TemporaryDirectory(prefix="retort-canary-") as folder:
+        canary = Path(folder, "canary")
+        canary.touch()
+        play(env, ref, follow_plan([f"rm -f {canary}", "done"]), "canary")
+        return not canary.exists()
+
+
 class Subject:
     """The environment under test, a sample of its tasks, and episodes of every player on them."""
 
@@ -122,6 +158,10 @@ class Subject:
     def episodes(self) -> list[Episode]:
         self.env.action_space.seed(0)
         players = {"gold": follow_gold, "null": follow_plan([]), "done": follow_plan(["done"]), "random": sample_action}
+        forgeries = dict(FORGERIES)
+        if self.sample and reaches_this_machine(self.env, self.sample[0]):
+            del forgeries["forger of files"]
+        players |= {name: follow_plan(plan) for name, plan in forgeries.items()}
         found = []
         for ref in self.sample:
             found += [play(self.env, ref, player, name) for name, player in players.items()]

@@ -48,7 +48,8 @@ class Judge(Protocol):
 
 
 def by_rules(trajectories: Sequence[Trajectory]) -> list[list[list[Vote]]]:
-    """For environments with a verifier: one vote a turn, by its reward, or by the outcome for the last one.
+    """For environments with a verifier: one vote a turn, by its reward, or by the outcome for the last one. A turn that
+    a user speaks of is right where it was rewarded and wrong else.
 
     The hint is what the environment answered to that turn beside what it showed.
     """
@@ -57,12 +58,14 @@ def by_rules(trajectories: Sequence[Trajectory]) -> list[list[list[Vote]]]:
 
 def _ruled(trajectory: Trajectory, number: int) -> list[Vote]:
     turn, last = trajectory.turns[number], number == len(trajectory.turns) - 1
+    replies = [item.text for item in turn.feedback if item.source is Source.USER_REPLY and item.visible]
     if last and trajectory.success is not None:
         score = 1 if trajectory.success else -1
+    elif replies:  # a user who speaks of the answer has judged it
+        score = 1 if turn.reward > 0 else -1
     else:
         score = (turn.reward > 0) - (turn.reward < 0)
     hint = "\n".join(item.text for item in turn.feedback if item.source in TAUGHT and not item.visible)
-    replies = [item.text for item in turn.feedback if item.source is Source.USER_REPLY and item.visible]
     return [Vote(score, hint or "\n".join(replies))]
 
 

@@ -2,12 +2,13 @@
 
 `import retort` registers the built-in environments with Gymnasium, by name alone, and those that other distributions
 offer through the entry-point group `retort.envs` (entry name: the environment's id; value: `module:Class`). It loads
-neither torch nor any environment.
+neither torch nor any environment. A process that has not imported it can write `gymnasium.make("retort:ns/Name-v0")`.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.metadata import entry_points
 
 import gymnasium
@@ -34,8 +35,12 @@ BUILT_IN = {
 def _register() -> None:
     offered = {entry.name: entry.value for entry in entry_points(group="retort.envs")}
     for env_id, target in {**offered, **BUILT_IN}.items():
-        if env_id not in gymnasium.registry:
+        if env_id in gymnasium.registry:
+            continue
+        try:
             gymnasium.register(env_id, entry_point=target, disable_env_checker=True)
+        except gymnasium.error.Error as error:  # another distribution's name must not keep this one from starting
+            warnings.warn(f"the entry point {env_id} = {target} of retort.envs is left out: {error}", stacklevel=2)
 
 
 _register()

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A gym that answers back.", rich_markup_mode=None)
 console = Console()
 
-EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0.")]
+EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
 Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
@@ -279,6 +280,9 @@ def main() -> None:
     from retort.envs.base import UsageError
     from retort.sandboxes.base import SandboxError
 
+    # So that an environment of one's own, `my_env:me/Name-v0`, is found here; last, so that it hides nothing installed.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         app()
     except (UsageError, SandboxError, OSError, gymnasium.error.Error) as error:

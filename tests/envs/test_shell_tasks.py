@@ -14,7 +14,7 @@ from retort.envs.shell_tasks import (
     NAMES,
     SUBMIT_OUTPUT,
     WORDS,
-    Draw,
+    Names,
     Task,
     task,
     task_at,
@@ -120,11 +120,11 @@ def test_a_task_asks_for_a_change_or_an_answer(family: str, index: int) -> None:
 
 @given(st.text(), st.integers(0, 5), st.integers(0, 5))
 def test_draws_are_in_range_and_repeat(text: str, low: int, span: int) -> None:
-    assert low <= Draw(text).number(low, low + span) <= low + span
-    words = Draw(text).words(7)
+    assert low <= Names(text).number(low, low + span) <= low + span
+    words = Names(text).words(7)
     assert len(set(words)) == 7
-    assert words == Draw(text).words(7)
-    assert not set(Draw(text).words(7, but=words)) & set(words)
+    assert words == Names(text).words(7)
+    assert not set(Names(text).words(7, but=words)) & set(words)
 
 
 def test_every_phrasing_is_used() -> None:

@@ -18,7 +18,7 @@ REPLY = Feedback("too long", Source.USER_REPLY, 0, visible=True)
 def test_rules_read_the_reward_the_outcome_and_what_was_not_shown(made) -> None:
     lost = made(["a", "b"], ["x", "y"], feedback=[SEEN, HINT])
     won = made(["a", "b"], ["x", "y"], success=True, feedback=[REPLY])
-    assert by_rules([lost, won]) == [[[Vote(0)], [Vote(-1, "try ls first")]], [[Vote(0, "too long")], [Vote(1)]]]
+    assert by_rules([lost, won]) == [[[Vote(0)], [Vote(-1, "try ls first")]], [[Vote(-1, "too long")], [Vote(1)]]]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,22 @@ def test_eval_of_a_script(model: str, tmp_path: Path) -> None:
     assert report["folder"] == f"runs/eval/Shell-v0-{model}-seed0"
 
 
+def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
+    """By the installed script too, which does not look there by itself."""
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "from retort.envs.single import single_turn\n"
+        "def verify(prompt, answer): return float(answer == prompt.upper()), 'louder'\n"
+        "gymnasium.register('me/Loud-v0', single_turn(['a', 'b', 'c', 'd'], verify, answers=str.upper))\n"
+    )
+    script = [Path(sys.executable).with_name("retort"), "eval", "--env", "mine:me/Loud-v0", "--model", "gold", "--json"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["success"] == 1
+    done = retort("eval", "--env", "mine:me/Load-v0", cwd=tmp_path)
+    refused(done, "unknown environment 'mine:me/Load-v0'", "did you mean 'mine:me/Loud-v0'")
+
+
 def test_eval_prints_a_table_and_takes_arguments_of_the_environment(tmp_path: Path) -> None:
     ask = ["eval", "--limit", "6", "-n", "2", "--k", "1,2", "--split", "train", "--env-arg", 'families=["move"]']
     done = retort(*ask, cwd=tmp_path)
@@ -295,6 +311,8 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
             ["unknown environment 'retort/Shel-v0'", "did you mean 'retort/Shell-v0'"],
         ),
         (["check-env", "retort/Shell"], ["unknown environment", "retort/Shell-v0"]),
+        (["check-env", "no_module:me/Own-v0"], ["expected module:namespace/Name-v0", "No module named 'no_module'"]),
+        (["train", "sft", "--env", "json:retort/Shel-v0"], ["did you mean 'json:retort/Shell-v0'"]),
         (["check-env", "CartPole-v1"], ["expected a retort.envs.base.TextEnv, found CartPoleEnv"]),
         (["train", "grop"], ["unknown recipe 'grop'", "did you mean 'grpo'"]),
         (["train", "sft", "--env", "retort/Shel-v0"], ["did you mean 'retort/Shell-v0'"]),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import runpy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -24,7 +29,7 @@ def ran(name: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 30
+    assert len(path.read_text().splitlines()) <= (40 if path.name == "my_env.py" else 30)
 
 
 @pytest.mark.slow
@@ -38,6 +43,39 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
     assert f"checkpoint: {trained}" in said.replace("\n", "")
     assert (trained / "model.safetensors").is_file()
     assert "held out" in ran("evaluate.py", str(trained), "18")
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own(tmp_path: Path) -> None:
+    """Registered, checked, trained on and evaluated; and the command line finds it by its module."""
+    said = ran("my_env.py", str(tmp_path), *SMALL).splitlines()
+    assert re.fullmatch(r"sft: \d+% of unseen numbers right", said[-2])
+    assert re.fullmatch(r"srpo: \d+% of unseen numbers right", said[-1])
+    model = tmp_path / "srpo" / "checkpoints" / "step-000002"
+    command = [sys.executable, "-m", "retort", "eval", "--env", "my_env:me/Count-v0", "--model", str(model)]
+    command += ["--json", "--limit", "9", "--turn-tokens", "8"]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, check=True, timeout=250)
+    assert json.loads(done.stdout)["n"] == 9
+
+
+def test_the_readme_shows_the_example_as_it_runs() -> None:
+    section = (
+        (EXAMPLES.parent / "README.md").read_text().partition("\n## Your own environment\n")[2].partition("\n## ")[0]
+    )
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)
+    shown = [textwrap.dedent(block).strip("\n") for block in blocks if "register(" in block]
+    assert len(shown) == 1
+    assert shown[0] in (EXAMPLES / "my_env.py").read_text()
+
+
+def test_what_the_example_hears() -> None:
+    example = runpy.run_path(str(EXAMPLES / "my_env.py"))
+    gymnasium.registry.pop("me/Count-v0")
+    assert example["spell"](473) == "kvarcent sepdek tri"
+    assert example["spell"](111) == "cent dek unu"
+    assert example["hear"]("say 473 in Esperanto", "kvarcent sepdek kvar") == (0, "you said 474")
+    assert example["hear"]("say 473 in Esperanto", "kvarcent sepdek tri\n") == (1, "you said 473")
+    assert example["hear"]("say 473 in Esperanto", "four hundred") == (0, "you said no number")
 
 
 def test_evaluate_the_gold_solution() -> None:
