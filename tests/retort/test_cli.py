@@ -99,8 +99,8 @@ def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     assert f"3 tasks in {tmp_path}/out" in done.stdout
     assert f"retort eval --env retort/Harbor-v0 --split validation --env-arg folder={tmp_path}/out" in done.stdout
-    given = ["--env-arg", f"folder={tmp_path}/out"]
-    done = retort("eval", "--env", "retort/Harbor-v0", "--split", "validation", "--model", "gold", "--json", *given)
+    given = ["--env-arg", f"folder={tmp_path}/out", "--json"]
+    done = retort("eval", "--env", "retort/Harbor-v0", "--split", "validation", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["n"], report["success"]) == (3, 1.0)
