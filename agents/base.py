@@ -56,23 +56,36 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a policy continues: exact ids, and the same conversation as messages for policies that read text."""
+    """What a policy continues: exact ids, and the same conversation as messages for policies that read text.
+
+    tools: JSON schemas that the ids show and the messages do not.
+    """
 
     token_ids: tuple[int, ...]
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one action as a server counts them, where the ids here are not those of its tokenizer."""
+
+    prompt: int
+    completion: int
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a policy wrote. The stop token, where there was one, is the last id and has a log-prob like any other.
 
-    versions: the policy version that sampled each token.
+    versions: the policy version that sampled each token. A log-prob that nobody knows is NaN.
     """
 
     token_ids: tuple[int, ...]
     logp: tuple[float, ...]
     finish_reason: Finish
     versions: tuple[int, ...]
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +107,10 @@ class EnvironmentFault(RuntimeError):
     """The environment broke while an episode ran. The episode is an infrastructure failure, never a reward of 0."""
 
 
+class ContextFull(RuntimeError):
+    """The prompt and an answer do not fit into the policy's context: the episode is truncated by `context`."""
+
+
 class Policy(Protocol):
     """Anything that can play: a model in this process, a server, a script.
 
@@ -108,7 +125,12 @@ class Policy(Protocol):
         ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, episode: str, seed: int) -> Completion:
-        """Continue the prompt. The same weights, prompt, sampling and seed give the same tokens."""
+        """Continue the prompt. The same weights, prompt, sampling and seed give the same tokens.
+
+        Raises:
+            EnvironmentFault: the infrastructure behind the policy failed; the episode is not counted.
+            ContextFull: the prompt does not fit.
+        """
         ...
 
     async def end(self, episode: str) -> None:
@@ -155,6 +177,7 @@ class Turn:
     """One action. `start` and `stop` span its sampled tokens in row number `row`.
 
     observation: what was read before acting. reward: what the step that followed gave. feedback: what it taught.
+    invalid: the environment could not read it as an action. usage: as in `Completion`.
     """
 
     observation: str
@@ -165,6 +188,8 @@ class Turn:
     reward: float
     finish_reason: Finish
     feedback: tuple[Feedback, ...] = ()
+    invalid: bool = False
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +221,7 @@ class Trajectory:
     reward: the sum over turns. success: the environment's word. failure and error: whose fault, and what was raised.
     truncated_by: where `truncated`, what ran out: "turn_tokens", "trajectory_tokens", "context", or "env" for a limit
         of the environment's own, such as its number of turns.
+    policy_s, env_s: seconds on the clock that the episode waited for its policy, and for its environment.
     """
 
     episode: str
@@ -214,6 +240,8 @@ class Trajectory:
     error: str | None = None
     reward_components: Mapping[str, float] = field(default_factory=dict)
     final_observation: str = ""
+    policy_s: float = 0.0
+    env_s: float = 0.0
 
     @property
     def feedback(self) -> tuple[Feedback, ...]:

@@ -32,12 +32,16 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One completion to sample: from `seed` alone, whoever else is in the batch."""
+    """One completion to sample: from `seed` alone, whoever else is in the batch.
+
+    drawn: tokens at the prompt's end that an earlier call sampled with the same seed; this one goes on from there.
+    """
 
     context: Context
     prompt: Sequence[int]
     sampling: Sampling
     seed: int
+    drawn: int = 0
 
 
 def generate(model: Any, calls: Sequence[Call], stop_ids: frozenset[int], version: int) -> list[Completion]:
@@ -300,7 +304,7 @@ def _write(
     limits = [call.sampling.max_new_tokens for call in calls]
     numbers = np.zeros((len(calls), max(limits)))
     for index, call in enumerate(calls):
-        numbers[index, : limits[index]] = uniforms(call.seed, limits[index])
+        numbers[index, : limits[index]] = uniforms(call.seed, call.drawn + limits[index])[call.drawn :]
     tokens: list[list[int]] = [[] for _ in calls]
     logps: list[list[float]] = [[] for _ in calls]
     rows, going = list(range(len(calls))), np.ones(len(calls), np.bool_)

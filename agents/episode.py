@@ -7,6 +7,7 @@ re-encoded in silence.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ import gymnasium
 import numpy as np
 from retort.agents.base import (
     Completion,
+    ContextFull,
     EnvironmentFault,
     Finish,
     Message,
@@ -136,7 +138,8 @@ class _Record:
     truncated_by: str | None = None
     error: str | None = None
     observation: str = ""
-    prompted: bool = False
+    policy_s: float = 0.0
+    env_s: float = 0.0
 
     def told(self, info: Mapping[str, Any], turn: int) -> None:
         """Takes over what `info` says after turn number `turn` (-1: the reset)."""
@@ -212,6 +215,8 @@ async def run_episode(
         error=record.error,
         reward_components=record.components,
         final_observation=record.observation,
+        policy_s=record.policy_s,
+        env_s=record.env_s,
     )
 
 
@@ -226,7 +231,7 @@ async def _play(
     call: Calls,
 ) -> None:
     options = None if request.task is None else {"task": request.task}
-    observation, info = await _ask(call, env.reset, seed=request.seed, options=options)
+    observation, info = await _ask(record, call, env.reset, seed=request.seed, options=options)
     record.task = _task(info)
     record.told(info, -1)
     tools = tuple(info.get("tools", ()))
@@ -238,25 +243,42 @@ async def _play(
             record.truncated_by = limit
             return
         number = len(record.turns)
-        prompt = Prompt(tuple(row.token_ids), tuple(record.messages))
-        completion = await policy.generate(
-            prompt,
-            replace(sampling, max_new_tokens=room),
-            episode=request.episode,
-            seed=turn_seed(request.seed, number),
-        )
+        prompt = Prompt(tuple(row.token_ids), tuple(record.messages), tools)
+        started = time.perf_counter()
+        try:
+            completion = await policy.generate(
+                prompt,
+                replace(sampling, max_new_tokens=room),
+                episode=request.episode,
+                seed=turn_seed(request.seed, number),
+            )
+        except ContextFull:
+            record.truncated_by = "context"
+            return
+        finally:
+            record.policy_s += time.perf_counter() - started
         start, stop = row.sample(completion, number)
         action = chat.text(completion.token_ids)
         record.messages.append({"role": "assistant", "content": action})
-        turn = Turn(observation, action, len(record.rows) - 1, start, stop, 0.0, completion.finish_reason)
+        turn = Turn(
+            observation,
+            action,
+            len(record.rows) - 1,
+            start,
+            stop,
+            0.0,
+            completion.finish_reason,
+            usage=completion.usage,
+        )
         record.turns.append(turn)
         cut = completion.finish_reason is Finish.LENGTH
         if cut and not (budget.act_on_cut and limit == "turn_tokens"):
             record.truncated_by = limit
             return
-        observation, reward, terminated, truncated, info = await _ask(call, env.step, action)
+        observation, reward, terminated, truncated, info = await _ask(record, call, env.step, action)
         record.observation = observation
-        record.turns[-1] = replace(turn, reward=_finite(reward))
+        invalid = bool(info.get("invalid")) or not env.action_space.contains(action)
+        record.turns[-1] = replace(turn, reward=_finite(reward), invalid=invalid)
         record.told(info, number)
         if terminated or truncated:
             record.terminated = bool(terminated)
@@ -278,17 +300,22 @@ def _observe(record: _Record, chat: Chat, observation: str, tools: Sequence[Mapp
     record.rows.append(_Row.of(chat.prompt(record.messages, tools=tools)))
 
 
-async def _ask(call: Calls, function: Callable[..., tuple[Any, ...]], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+async def _ask(
+    record: _Record, call: Calls, function: Callable[..., tuple[Any, ...]], *args: Any, **kwargs: Any
+) -> tuple[Any, ...]:
     """What the environment answers, its first item being text.
 
     Raises:
         EnvironmentFault: the environment raised, or its text is none that UTF-8 can hold.
     """
+    started = time.perf_counter()
     try:
         answer: tuple[Any, ...] = await call(function, *args, **kwargs)
         answer[0].encode()
     except Exception as error:
         raise EnvironmentFault(f"{function.__name__}: {type(error).__name__}: {error}") from error
+    finally:
+        record.env_s += time.perf_counter() - started
     return answer
 
 

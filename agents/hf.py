@@ -2,7 +2,7 @@
 
 Two ways to form a batch. With the barrier, a batch starts once every open episode of a cohort waits, in the order of
 the episodes' names: the same episodes give the same batches, and so the same bits. Without it, whoever is ready goes,
-and runs agree up to float rounding.
+for at most SLICE tokens before others may join: a long answer holds nobody up. Runs agree up to float rounding.
 
 The model runs in the thread of the event loop, which waits for it: torch keeps a team of workers for every thread that
 calls it, and two teams on the same cores make both twice as slow. Environments run in threads of their own meanwhile.
@@ -14,25 +14,59 @@ import asyncio
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from retort.agents.base import Completion, Int64, Prompt, Sampling, TokenScores
+from retort.agents.base import Completion, Finish, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
 from retort.agents.decoding import Call, Context, generate
 from retort.envs.base import TextEnv
 
+SLICE = 32
+
 
 @dataclass(eq=False)
 class _Waiting:
-    """A completion that an episode waits for."""
+    """A completion that an episode waits for, and what there is of it."""
 
     episode: str
     call: Call
     future: asyncio.Future[Completion]
+    parts: list[Completion] = field(default_factory=list)
+
+    def slice(self) -> Call:
+        """The call for the next few tokens."""
+        sampling = self.call.sampling
+        return replace(self.call, sampling=replace(sampling, max_new_tokens=min(SLICE, sampling.max_new_tokens)))
+
+    def take(self, part: Completion) -> bool:
+        """Adds what was sampled; whether that was all, and the episode has its completion."""
+        self.parts.append(part)
+        call, count = self.call, len(part.token_ids)
+        left = call.sampling.max_new_tokens - count
+        if part.finish_reason is Finish.LENGTH and left and not self.future.done():
+            self.call = replace(
+                call,
+                prompt=(*call.prompt, *part.token_ids),
+                sampling=replace(call.sampling, max_new_tokens=left),
+                drawn=call.drawn + count,
+            )
+            return False
+        if not self.future.done():
+            self.future.set_result(_joined(self.parts))
+        return True
+
+
+def _joined(parts: Sequence[Completion]) -> Completion:
+    return Completion(
+        tuple(token for part in parts for token in part.token_ids),
+        tuple(logp for part in parts for logp in part.logp),
+        parts[-1].finish_reason,
+        tuple(version for part in parts for version in part.versions),
+    )
 
 
 class HFPolicy:
@@ -188,10 +222,8 @@ class Cohort:
         batch = self._batch()
         try:
             if batch:
-                done = self._policy.complete([item.call for item in batch])
-                for item, completion in zip(batch, done, strict=True):
-                    if not item.future.done():
-                        item.future.set_result(completion)
+                done = self._policy.complete([item.call if self._policy.barrier else item.slice() for item in batch])
+                self._waiting += [item for item, part in zip(batch, done, strict=True) if not item.take(part)]
         except Exception as error:
             for item in batch:
                 if not item.future.done():

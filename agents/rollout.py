@@ -87,11 +87,16 @@ class Runner:
             queue = queues[number % len(queues)]
             if queue:
                 starts.append((slot, queue, queue.popleft()))
-        for slot, _, index in starts:
+        # A barrier waits for all, so all are there before one begins. Otherwise nobody waits for another's environment,
+        # but for the first one's, which shows whether any can be made.
+        waits = getattr(self.policy, "barrier", False)
+        for slot, _, index in starts if waits else starts[:1]:
             await self._enter(slot, requests[index])
 
-        async def work(slot: _Slot, queue: deque[int], index: int) -> None:
+        async def work(slot: _Slot, queue: deque[int], index: int, entered: bool) -> None:
             following: int | None = index
+            if not entered:
+                await self._enter(slot, requests[index])
             while following is not None:
                 index, following = following, None
                 try:
@@ -104,7 +109,7 @@ class Runner:
                 if on_done is not None:
                     on_done(trajectory)
 
-        workers = [asyncio.create_task(work(*start)) for start in starts]
+        workers = [asyncio.create_task(work(*start, waits or not place)) for place, start in enumerate(starts)]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -6,7 +6,9 @@ are rows of tokens like any other. Each token's log-prob is 0.0: what a script w
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -60,13 +62,18 @@ def byte_chat() -> Chat:
 
 
 class ScriptedPolicy:
-    """Plays a script. `script(env)` makes one for each episode, so one policy serves any number of them at once."""
+    """Plays a script. `script(env)` makes one for each episode, so one policy serves any number of them at once.
 
-    def __init__(self, script: Callable[[TextEnv], Script], chat: Chat, *, name: str) -> None:
+    threads: 0 runs scripts in the event loop; a script that waits for something runs in one of so many threads, lest
+    the other episodes wait with it.
+    """
+
+    def __init__(self, script: Callable[[TextEnv], Script], chat: Chat, *, name: str, threads: int = 0) -> None:
         self.name = name
         self.version = 0
         self._script = script
         self._chat = chat
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retort-script") if threads else None
         self._episodes: dict[str, Script] = {}
         self._turns: dict[str, int] = {}
 
@@ -80,8 +87,13 @@ class ScriptedPolicy:
             EnvironmentFault: the environment raised while the script read it.
         """
         turn, self._turns[episode] = self._turns[episode], self._turns[episode] + 1
+        script, said = self._episodes[episode], prompt.messages[-1]["content"]
+        rng = np.random.default_rng(seed)
         try:
-            text = self._episodes[episode](prompt.messages[-1]["content"], turn, np.random.default_rng(seed))
+            if self._threads is None:
+                text = script(said, turn, rng)
+            else:
+                text = await asyncio.get_running_loop().run_in_executor(self._threads, script, said, turn, rng)
         except Exception as error:
             raise EnvironmentFault(f"{self.name}: {type(error).__name__}: {error}") from error
         ids = self._chat.action_ids(text)

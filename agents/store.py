@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from retort.agents.base import Finish, Message, Provenance, Row, Sampling, Trajectory, Turn
+from retort.agents.base import Finish, Message, Provenance, Row, Sampling, Trajectory, Turn, Usage
 from retort.envs.base import Failure, Feedback, Source, TaskRef, UsageError
 
-VERSION = b"1"
+VERSION = b"2"
 KEY = b"retort.trajectories"
 CHECKSUM = b"retort.sha256"
 
@@ -30,6 +30,7 @@ _TEXT, _FEEDBACK = (
 _SAMPLING = pa.struct(
     [("temperature", pa.float64()), ("top_p", pa.float64()), ("top_k", pa.int64()), ("max_new_tokens", pa.int64())]
 )
+_USAGE = pa.struct([("prompt", pa.int64()), ("completion", pa.int64())])
 _ARRAYS = {
     "token_ids": (np.int32, pa.int32()),
     "origin": (np.uint8, pa.uint8()),
@@ -56,6 +57,8 @@ SCHEMA = pa.schema(
                         ("reward", pa.float64()),
                         ("finish_reason", _TEXT),
                         ("feedback", pa.list_(_FEEDBACK)),
+                        ("invalid", pa.bool_()),
+                        ("usage", _USAGE),
                     ]
                 )
             ),
@@ -86,6 +89,8 @@ SCHEMA = pa.schema(
         ("error", _TEXT),
         ("reward_components", pa.map_(_TEXT, pa.float64())),
         ("final_observation", _TEXT),
+        ("policy_s", pa.float64()),
+        ("env_s", pa.float64()),
     ],
     metadata={KEY: VERSION},
 )
@@ -176,4 +181,5 @@ def _trajectory(line: Mapping[str, Any]) -> Trajectory:
 
 def _turn(line: Mapping[str, Any]) -> Turn:
     feedback = tuple(Feedback(**{**item, "source": Source(item["source"])}) for item in line["feedback"])
-    return Turn(**{**line, "finish_reason": Finish(line["finish_reason"]), "feedback": feedback})
+    usage = None if line["usage"] is None else Usage(**line["usage"])
+    return Turn(**{**line, "finish_reason": Finish(line["finish_reason"]), "feedback": feedback, "usage": usage})

@@ -9,20 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from retort.agents.record import manifest, write_json, write_whole
 from retort.algos.config import ConfigError, TrainConfig, dump, read
 from retort.envs.base import UsageError
 from safetensors import SafetensorError
-
-PACKAGES = ("retort-rl", "torch", "transformers", "tokenizers", "renderers", "gymnasium", "numpy")
 
 
 class CheckpointError(UsageError):
@@ -44,7 +41,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
         write_json(folder / "manifest.json", manifest())
-        _replace(folder / "config.toml", tomli_w.dumps(dump(config)).encode())
+        write_whole(folder / "config.toml", tomli_w.dumps(dump(config)).encode())
         return Run(folder, config)
 
     @staticmethod
@@ -82,7 +79,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forgets metrics of steps after `step`, which will be done again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        _replace(self.folder / "metrics.jsonl", "".join(kept).encode())
+        write_whole(self.folder / "metrics.jsonl", "".join(kept).encode())
 
     def rollouts(self, step: int) -> Path:
         """Where the episodes of a step lie."""
@@ -154,26 +151,6 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def manifest() -> dict[str, Any]:
-    """Versions and host: what the numbers of a run depend on beside its configuration."""
-    return {
-        "versions": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "host": {"machine": platform.machine(), "system": platform.platform(), "cores": os.cpu_count()},
-    }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    _replace(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.partial")
-    fresh.write_bytes(data)
-    fresh.replace(path)
 
 
 def _sync(folder: Path) -> None:

@@ -8,6 +8,8 @@ A `TextEnv` is a `gymnasium.Env[str, str]`. What it adds to Gymnasium is in `inf
     failure            Failure | None         whose fault it was, where it failed
     task               TaskRef                stable key, content digest, split
     tools              list[dict]             JSON schemas of tools, on reset (empty where there are none)
+    invalid            bool                   the last action could not be read as one, such as a call that is no JSON;
+                                              evaluations count them (optional: what is not in `action_space` always is)
 
 Raising from `step` or `reset` means that the infrastructure broke: the episode leaves the batch and is counted, and
 is never scored 0. What the policy did wrong is an ordinary step with a low reward.
@@ -109,8 +111,10 @@ def step_info(
     components: Mapping[str, float] | None = None,
     success: bool | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
+    invalid: bool = False,
 ) -> dict[str, Any]:
-    """`info` with every key of the contract. success: None while the episode goes on; False is the policy's failure."""
+    """`info` with every key of the contract. success: None while the episode goes on; False is the policy's failure.
+    invalid: the action could not be read as one."""
     return {
         "feedback": tuple(feedback),
         "reward_components": dict(components or {}),
@@ -118,6 +122,7 @@ def step_info(
         "failure": Failure.POLICY if success is False else None,
         "task": task,
         "tools": list(tools),
+        "invalid": invalid,
     }
 
 

@@ -129,10 +129,11 @@ class BFCLEnv(TextEnv):
             return self._next_message(entry, turn)
         observation = "\n".join(self._run(calls))
         seen = (Feedback(observation, Source.TOOL_RESULT, turn, True),)
+        invalid = any(isinstance(call, Unreadable) for call in calls)
         self._actions += 1
         if self._actions > self._limit:
-            return self._end(observation, seen, entry, cut=True)
-        return observation, 0.0, False, False, step_info(entry.ref, feedback=seen)
+            return self._end(observation, seen, entry, cut=True, invalid=invalid)
+        return observation, 0.0, False, False, step_info(entry.ref, feedback=seen, invalid=invalid)
 
     def close(self) -> None:
         self._entry, self._methods, self._made, self._over = None, {}, [], True
@@ -169,7 +170,7 @@ class BFCLEnv(TextEnv):
         return said, 0.0, False, False, step_info(entry.ref, feedback=seen)
 
     def _end(
-        self, observation: str, seen: tuple[Feedback, ...], entry: Entry, *, cut: bool
+        self, observation: str, seen: tuple[Feedback, ...], entry: Entry, *, cut: bool, invalid: bool = False
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._over = True
         if cut:
@@ -181,6 +182,7 @@ class BFCLEnv(TextEnv):
             feedback=(*seen, *lessons(entry, verdict, len(self._made) - 1, self._turn - 1)),
             components={name: float(KINDS.get(verdict.get("error_type", "")) != name) for name in KINDS.values()},
             success=bool(verdict["valid"]),
+            invalid=invalid,
         )
         return observation, float(verdict["valid"]), not cut, cut, info
 

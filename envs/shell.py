@@ -35,6 +35,7 @@ from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Ter
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
+NOT_FOUND = 127  # what bash says of a command that it does not know
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,13 @@ class ShellEnv(TextEnv):
         if word == "done" or word.split()[:1] == ["submit"]:
             return self._end("", (), word.removeprefix("submit").strip() if word != "done" else None, said=True)
         try:
-            observation = self._run(self._terminal, action)
+            observation, unknown = self._run(self._terminal, action)
         except SandboxClosed:  # while its own command ran: the agent's doing
             return self._end(LOST, (Feedback(LOST, Source.RUNTIME_ERROR, turn, True),), None, lost=True)
         seen = (Feedback(observation, Source.TERMINAL_STATE, turn, True),) if observation else ()
         if self._turn < self.max_turns:
-            return observation, 0.0, False, False, step_info(self._current().ref, feedback=seen)
-        return self._end(observation, seen, None)
+            return observation, 0.0, False, False, step_info(self._current().ref, feedback=seen, invalid=unknown)
+        return self._end(observation, seen, None, invalid=unknown)
 
     def close(self) -> None:
         self._terminal = self._task = None
@@ -174,11 +175,12 @@ class ShellEnv(TextEnv):
             raise ResetNeeded("there is no episode: call reset first")
         return self._task
 
-    def _run(self, terminal: Terminal, action: str) -> str:
+    def _run(self, terminal: Terminal, action: str) -> tuple[str, bool]:
+        """What the terminal shows, and whether bash knew no such command."""
         if not self.action_space.contains(action):
-            return "command too long"
+            return "command too long", True
         result = run_line(self._room.held, terminal, action, self.command_s)
-        return shown(result, self.observation_chars or self._current().budget)
+        return shown(result, self.observation_chars or self._current().budget), result.exit_code == NOT_FOUND
 
     def _end(
         self,
@@ -188,6 +190,7 @@ class ShellEnv(TextEnv):
         *,
         said: bool = False,
         lost: bool = False,
+        invalid: bool = False,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         job, self._terminal = self._current(), None
         if lost:
@@ -199,6 +202,7 @@ class ShellEnv(TextEnv):
             feedback=(*seen, *lessons(job, grade, self._turn - 1)),
             components=grade.components,
             success=grade.success,
+            invalid=invalid,
         )
         return observation, float(grade.success), said or lost, not (said or lost), info
 

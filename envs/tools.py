@@ -144,9 +144,10 @@ class ToolsEnv(TextEnv):
             return self._end(world, "", (), spoken(action))
         observation = "\n".join(_answers(world, calls))
         seen = (Feedback(observation, Source.TOOL_RESULT, turn, True),)
+        invalid = any(isinstance(call, Unreadable) for call in calls)
         if self._turn < self.max_turns:
-            return observation, 0.0, False, False, step_info(job.ref, feedback=seen)
-        return self._end(world, observation, seen, None)
+            return observation, 0.0, False, False, step_info(job.ref, feedback=seen, invalid=invalid)
+        return self._end(world, observation, seen, None, invalid=invalid)
 
     def close(self) -> None:
         if self._world is not None:
@@ -159,7 +160,13 @@ class ToolsEnv(TextEnv):
         return self._task
 
     def _end(
-        self, world: World, observation: str, seen: tuple[Feedback, ...], last: str | None
+        self,
+        world: World,
+        observation: str,
+        seen: tuple[Feedback, ...],
+        last: str | None,
+        *,
+        invalid: bool = False,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """last: the agent's last message; None where it ran out of turns."""
         job, self._world = self._current(), None
@@ -170,6 +177,7 @@ class ToolsEnv(TextEnv):
             feedback=(*seen, *lessons(job, grade, self._turn - 1)),
             components=grade.components,
             success=grade.success,
+            invalid=invalid,
         )
         return observation, float(grade.success), last is not None, last is None, info
 

@@ -12,10 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from retort.agents.evaluate import Report, evaluate
+from retort.agents.evaluate import evaluate
+from retort.agents.record import write_json
+from retort.agents.report import Report
 from retort.algos.config import preset, resolve
 from retort.algos.launch import cold_config, cold_start
-from retort.algos.runs import Run, write_json
+from retort.algos.runs import Run
 from retort.algos.train import train
 from retort.envs.shell_tasks import HELD_OUT
 from retort.progress import Bars

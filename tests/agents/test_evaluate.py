@@ -9,16 +9,19 @@ from functools import partial
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from retort.agents import scripted
-from retort.agents.base import Trajectory
-from retort.agents.evaluate import evaluate, load_policy, pass_at_k, pass_hat_k, play, rate, report, spread
+from retort.agents.base import Provenance, Sampling, Trajectory
+from retort.agents.evaluate import evaluate, play, spread
+from retort.agents.policies import load_player
+from retort.agents.report import pass_at_k, pass_hat_k, rate, report
 from retort.agents.rollout import Runner
-from retort.envs.base import TaskRef, UsageError
+from retort.envs.base import TaskRef, TextSpace, UsageError
 
 SHELL = "retort/Shell-v0"
 UNSAFE = {"sandbox": "unsafe"}
@@ -51,6 +54,13 @@ def test_errors_are_clustered_by_task() -> None:
     repeated = rate("x", [[True] * 50, [False] * 50, [True, False] * 25])
     assert repeated.stderr == pytest.approx(found.stderr)  # more rollouts of the same tasks prove nothing more
     assert rate("x", []).success == 0
+
+
+def rollouts(task: str, wins: int, count: int) -> list[Trajectory]:
+    """Episodes of one task, of which some are won."""
+    told = Provenance("x", "x", 0, "", "", Sampling(), 0, "none", "1")
+    ref = TaskRef(task, "", "test", "some")
+    return [Trajectory(f"{task}-{n}", 0, ref, (), (), (), 0.0, n < wins, None, True, False, told) for n in range(count)]
 
 
 @pytest.fixture
@@ -88,6 +98,61 @@ def test_truncation_is_counted_and_is_no_success(played: list[Trajectory]) -> No
     found = report(cut)
     assert found.truncated == pytest.approx(6 / 14)
     assert found.overall.success == pytest.approx(1 / 7)  # task 1 was among them, task 5 is left
+
+
+def test_failures_are_told_apart(played: list[Trajectory]) -> None:
+    """Of 16 episodes 4 are won, 2 broke, 3 are cut by one limit or another; the other 7 are wrong."""
+    limits = ["turn_tokens", "context", "env"]
+    order = [item for item in played if item.usable and not item.success]
+    cut = {
+        item.episode: replace(item, truncated=True, truncated_by=limit)
+        for item, limit in zip(order, limits, strict=False)
+    }
+    found = report([cut.get(item.episode, item) for item in played])
+    counts = {share.name: share.episodes for share in found.failures}
+    assert counts == {"wrong": 7, "env": 1, "turn_tokens": 1, "context": 1, "infrastructure": 2}
+    assert sum(row.outcomes.get("won", 0) for row in found.families) == 4
+    for kind, count in counts.items():
+        assert sum(row.outcomes.get(kind, 0) for row in found.families) == count
+    shares = {share.name: share for share in found.failures}
+    one_of_two = [0.5] + [0.0] * 6  # a task has two rollouts, of which one was cut
+    assert shares["env"].share == pytest.approx(0.5 / 7)
+    assert shares["env"].stderr == pytest.approx(stdev(one_of_two) / sqrt(7))
+    assert shares["infrastructure"].share == 0  # of those that count, none
+    assert sum(share.share for share in found.failures) + found.overall.success == pytest.approx(1)
+
+
+def test_an_error_for_every_k() -> None:
+    """Three tasks of four rollouts, of which 0, 1 and 4 are won."""
+    items = [item for task, wins in enumerate((0, 1, 4)) for item in rollouts(f"t{task}", wins, 4)]
+    found = report(items, ks=(1, 2, 4))
+    assert found.pass_at_k == {1: pytest.approx(5 / 12), 2: pytest.approx(0.5), 4: pytest.approx(2 / 3)}
+    assert found.pass_hat_k == {1: pytest.approx(5 / 12), 2: pytest.approx(1 / 3), 4: pytest.approx(1 / 3)}
+    assert found.pass_at_k_stderr[2] == pytest.approx(stdev([0, 0.5, 1]) / sqrt(3))
+    assert found.pass_hat_k_stderr[4] == pytest.approx(stdev([0, 0, 1]) / sqrt(3))
+    assert found.pass_at_k_stderr[1] == found.overall.stderr
+
+
+def test_invalid_actions_and_seconds_are_counted(echo: Any) -> None:
+    real = echo.step
+    echo.action_space = TextSpace(5)
+    echo.step = lambda self, action: (*real(self, action)[:4], {**real_info(self), "invalid": action == "say"})
+
+    def real_info(env: Any) -> dict[str, Any]:
+        last = env.turn == env.turns
+        return {"task": env.task, "feedback": (), "success": False if last else None}
+
+    chat = scripted.byte_chat()
+    policy = scripted.plan(["say", "fine", "too long", "done"], chat)
+    with closing(Runner(echo, policy, chat, env_id="echo")) as runner:
+        played = play(runner, echo().tasks()[3:4], n=1, seed=0)
+    assert [turn.invalid for turn in played[0].turns] == [True, False, True, False]
+    found = report(played)
+    assert found.invalid == 0.5
+    assert found.env_s == played[0].env_s > 0
+    assert found.policy_s == played[0].policy_s > 0
+    assert found.prompt_tokens == sum(turn.start for turn in played[0].turns)
+    assert replace(found, env_s=5.0) == found
 
 
 def test_nothing_played_is_no_success() -> None:
@@ -140,11 +205,11 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'test'"):
         evaluate(SHELL, "gold", split="tests")
     with pytest.raises(UsageError, match="did you mean 'gold'"):
-        load_policy("golds")
+        load_player("golds")
     with pytest.raises(UsageError, match=r"expected a model folder with config\.json"):
-        load_policy(str(tmp_path))
+        load_player(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        load_policy(str(tmp_path))
+        load_player(str(tmp_path))
     with pytest.raises(UsageError, match="n=2"):
         evaluate(SHELL, "gold", n=2, ks=(4,))

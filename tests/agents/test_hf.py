@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from retort.agents import hf
 from retort.agents.base import Prompt, Sampling, Trajectory
 from retort.agents.chat import Chat
 from retort.agents.episode import Budget, EpisodeRequest
@@ -204,3 +205,27 @@ def test_bfloat16_generates_too(folder: Path, echo: Any, chat: Chat) -> None:
         network = load_model(folder, dtype="bfloat16")
     policy = HFPolicy(network, chat, name="half")
     assert all(item.usable for item in play(echo, policy, chat))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_in_slices_are_the_same_answers(
+    policy_of: Make, chat: Chat, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """Without a barrier an answer is sampled a few tokens at a time; seeds, caches and limits go on across them."""
+    prompts = [prompt(*chat.prompt([{"role": "user", "content": "say " * n}])) for n in range(1, 5)]
+    sampling = [Sampling(temperature, max_new_tokens=tokens) for tokens in (40, 3, 17, 64)]
+
+    async def ask(policy: HFPolicy) -> list[Any]:
+        for n in range(4):
+            await policy.begin(str(n), None)  # type: ignore[arg-type]
+        asked = [policy.generate(prompts[n], sampling[n], episode=str(n), seed=n) for n in range(4)]
+        return await asyncio.gather(*asked)
+
+    whole = asyncio.run(ask(policy_of(barrier=True)))
+    monkeypatch.setattr(hf, "SLICE", 5)
+    sliced = asyncio.run(ask(policy_of(barrier=False)))
+    for one, other in zip(whole, sliced, strict=True):
+        assert one.token_ids == other.token_ids
+        assert (one.finish_reason, one.versions) == (other.finish_reason, other.versions)
+        np.testing.assert_allclose(one.logp, other.logp, atol=1e-4)
+    assert any(len(one.token_ids) > 10 for one in whole)

@@ -284,6 +284,105 @@ def test_tools_reach_the_prompt(echo: Any) -> None:
     assert '{"name": "run"}' in BYTES.tokenizer.decode(item.rows[0].token_ids)
 
 
+class Straggler:
+    """Something that waits until every other episode has ended; it fails where they wait for it."""
+
+    def __init__(self, others: int) -> None:
+        self.others, self.ended = others, threading.Event()
+
+    def heard(self, _: Trajectory) -> None:
+        self.others -= 1
+        if self.others == 0:
+            self.ended.set()
+
+    def wait(self) -> None:
+        if not self.ended.wait(60):
+            raise TimeoutError("the others wait for the slow one")
+
+
+def play_beside(straggler: Straggler, make_env: Any, policy: Any, chat: Chat = BYTES, **options: Any) -> None:
+    """Task 0 is the slow one; of the others there are more than places."""
+    asked = [EpisodeRequest(f"echo-{n % 8}", n, n, f"{n:03d}") for n in range(straggler.others + 1)]
+    with closing(Runner(make_env, policy, chat, env_id="echo", concurrency=3, **options)) as runner:
+        played = runner.run(asked, on_done=straggler.heard)
+    assert [item.error for item in played] == [None] * len(asked)
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+@pytest.mark.parametrize("player", ["script", "model"])
+def test_nobody_waits_for_a_slow_environment(
+    echo: Any, policy_of: Callable[..., Any], chat: Chat, method: str, player: str
+) -> None:
+    straggler, real = Straggler(7), getattr(echo, method)
+
+    def slow(self: Any, *args: Any, **options: Any) -> Any:
+        answer = real(self, *args, **options)
+        if self.task.key == "echo-0":
+            straggler.wait()
+        return answer
+
+    setattr(echo, method, slow)
+    if player == "model":
+        limits = {"sampling": Sampling(max_new_tokens=5), "budget": Budget(act_on_cut=True)}
+        play_beside(straggler, echo, policy_of(barrier=False), chat, **limits)
+    else:
+        play_beside(straggler, echo, scripted.gold(BYTES))
+
+
+def test_nobody_waits_for_a_slow_script(echo: Any) -> None:
+    straggler = Straggler(7)
+
+    def script(env: Any) -> Any:
+        def act(observation: str, turn: int, rng: Any) -> str:
+            if env.get_wrapper_attr("task").key == "echo-0":
+                straggler.wait()
+            return "done"
+
+        return act
+
+    play_beside(straggler, echo, ScriptedPolicy(script, BYTES, name="slow", threads=3))
+
+
+def test_nobody_waits_for_an_environment_that_is_slowly_made(echo: Any) -> None:
+    """The first one shows whether any can be made; of the rest each is waited for by its own episode alone."""
+    straggler, lock, made = Straggler(5), threading.Lock(), [0]
+
+    def make() -> Any:
+        with lock:
+            made[0] += 1
+            second = made[0] == 2
+        if second:
+            straggler.wait()
+        return echo()
+
+    play_beside(straggler, make, scripted.gold(BYTES))
+    assert made[0] == 3
+
+
+def test_nobody_waits_for_a_long_answer(
+    policy_of: Callable[..., Any], chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One episode may write 400 tokens and 9 others 4 each: they end first, in the order of events and not of time."""
+    policy, ended = policy_of(barrier=False), []
+
+    async def answer(name: str, tokens: int) -> None:
+        await policy.begin(name, None)
+        ids = tuple(chat.prompt([{"role": "user", "content": name}]))
+        await policy.generate(Prompt(ids, ()), Sampling(max_new_tokens=tokens), episode=name, seed=3)
+        await policy.end(name)
+        ended.append(name)
+
+    async def all_of_them() -> None:
+        long = asyncio.create_task(answer("long", 400))
+        for n in range(9):
+            await answer(f"short {n}", 4)
+        await long
+
+    monkeypatch.setattr(policy.chat, "stop_ids", frozenset())  # every answer is as long as it may be
+    asyncio.run(all_of_them())
+    assert ended == [f"short {n}" for n in range(9)] + ["long"]
+
+
 def test_two_episodes_of_one_name_are_refused(echo: Any) -> None:
     asked = [EpisodeRequest(None, 0, 0, "a")] * 2
     with (

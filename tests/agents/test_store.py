@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from retort.agents import scripted, store
-from retort.agents.base import Finish, Message, Provenance, Row, Sampling, Trajectory, Turn
+from retort.agents.base import Finish, Message, Provenance, Row, Sampling, Trajectory, Turn, Usage
 from retort.agents.episode import EpisodeRequest
 from retort.agents.rollout import Runner
 from retort.agents.store import StoreError
@@ -49,6 +49,8 @@ turns = st.builds(
     reward=real,
     finish_reason=st.sampled_from(list(Finish)),
     feedback=st.lists(lessons, max_size=3).map(tuple),
+    invalid=st.booleans(),
+    usage=st.none() | st.builds(Usage, st.integers(0, 2**40), st.integers(0, 2**40)),
 )
 samplings = st.builds(Sampling, real, real, st.integers(0, 99), st.integers(1, 9999))
 provenances = st.builds(
@@ -81,6 +83,8 @@ trajectories = st.builds(
     error=maybe,
     reward_components=st.dictionaries(text, real, max_size=3),
     final_observation=text,
+    policy_s=real,
+    env_s=real,
 )
 
 

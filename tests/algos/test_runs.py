@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from retort.agents.record import manifest
 from retort.algos.config import ConfigError, resolve
-from retort.algos.runs import CheckpointError, Run, check, digest, manifest
+from retort.algos.runs import CheckpointError, Run, check, digest
 
 CONFIG = resolve({"recipe": "grpo", "keep": 2})
 

@@ -89,7 +89,8 @@ def test_digest_is_of_the_content() -> None:
 
 def test_what_a_step_says() -> None:
     going, won, lost = (step_info(REFS[0], success=success) for success in (None, True, False))
-    assert set(going) == {"feedback", "reward_components", "success", "failure", "task", "tools"}
+    assert set(going) == {"feedback", "reward_components", "success", "failure", "task", "tools", "invalid"}
+    assert [step_info(REFS[0], invalid=bad)["invalid"] for bad in (False, True)] == [False, True]
     assert [info["failure"] for info in (going, won, lost)] == [None, None, Failure.POLICY]
     hint = Feedback("so", Source.HINT, 0, False)
     assert step_info(REFS[0], feedback=[hint], components={"goal": 1.0})["feedback"] == (hint,)

@@ -196,6 +196,11 @@ def test_bad_calls_are_told_and_the_turn_goes_on(env: BFCLEnv, action: str, erro
     assert last[1] == 1.0
 
 
+def test_a_call_that_cannot_be_read_is_no_action(env: BFCLEnv) -> None:
+    env.reset(options={"task": "base/000"})
+    assert [env.step(action)[4]["invalid"] for action in ("[cd()]", '{"name": "cd", "arguments": {')] == [False, True]
+
+
 @pytest.mark.parametrize(
     "attack",
     [

@@ -175,7 +175,7 @@ def test_reset_says_what_the_contract_says(env: CodeEnv) -> None:
     assert observation.startswith("Answer with Python code alone. You have 3 attempts, each a whole answer.\nWrite a ")
     assert isinstance(info["task"], TaskRef)
     assert {key: value for key, value in info.items() if key != "task"} == {
-        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [],
+        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [], "invalid": False,
     }  # fmt: skip
     with pytest.raises(KeyError, match="unknown task"):
         env.reset(options={"task": "total/none"})

@@ -315,7 +315,7 @@ def test_reset_and_explain() -> None:
         assert made.reset(seed=5) == (observation, info)
         assert observation == f"{PROTOCOL}\n{task(info['task'].key).instruction}"
         assert {key: value for key, value in info.items() if key != "task"} == {
-            "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [],
+            "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [], "invalid": False,
         }  # fmt: skip
         assert len({made.reset(seed=seed)[1]["task"].key for seed in range(6)}) > 3
         with pytest.raises(KeyError, match="unknown task"):

@@ -182,6 +182,12 @@ def test_an_odd_action_is_a_step(env: ShellEnv, action: str) -> None:
     assert reward == 0.0
 
 
+def test_what_bash_does_not_know_is_no_action(env: ShellEnv) -> None:
+    env.reset(options={"task": keys(env, "lines", 1)[0]})
+    infos = [env.step(action)[4] for action in ("wc -l *", "I would run wc -l", "false", "x" * 20_000)]
+    assert [info["invalid"] for info in infos] == [False, True, False, True]
+
+
 def test_agents_that_kill_their_shell(env: ShellEnv) -> None:
     for suicide in ("exit 3", "kill -9 $$", "kill -9 -1", "exec true", "unset PROMPT_COMMAND", "exec >&- 2>&-"):
         key = keys(env, "lines", 1)[0]
@@ -262,7 +268,7 @@ def test_reset_says_what_the_contract_says(env: ShellEnv) -> None:
     assert observation == task(info["task"].key).instruction
     assert isinstance(info["task"], TaskRef)
     assert {key: value for key, value in info.items() if key != "task"} == {
-        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [],
+        "feedback": (), "reward_components": {}, "success": None, "failure": None, "tools": [], "invalid": False,
     }  # fmt: skip
     with pytest.raises(KeyError, match="unknown task"):
         env.reset(options={"task": "move/none"})

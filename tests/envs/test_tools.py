@@ -153,6 +153,12 @@ def test_bad_calls_are_told_and_the_episode_goes_on(env: ToolsEnv, action: str, 
     assert last[1] == 1.0
 
 
+def test_a_call_that_cannot_be_read_is_no_action(env: ToolsEnv) -> None:
+    env.reset(options={"task": keys(env, "cancel")[0]})
+    read, unread = '{"name": "get_oder", "arguments": {}}', '{"name": "get_order", "arguments": {'
+    assert [env.step(action)[4]["invalid"] for action in (read, unread)] == [False, True]
+
+
 def test_several_calls_in_an_action(env: ToolsEnv) -> None:
     key = keys(env, "clear")[0]
     tagged = "".join(f"<tool_call>\n{call.text}\n</tool_call>\n" for call in task(key).do)

@@ -70,7 +70,7 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 def test_help_and_no_command() -> None:
     done = retort("--help")
     assert done.returncode == 0
-    for command in ("envs", "check-env", "train", "eval", "export", "doctor", "demo"):
+    for command in ("envs", "check-env", "train", "eval", "compare", "export", "doctor", "demo"):
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
@@ -99,8 +99,8 @@ def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     assert f"3 tasks in {tmp_path}/out" in done.stdout
     assert f"retort eval --env retort/Harbor-v0 --split validation --env-arg folder={tmp_path}/out" in done.stdout
-    given = ["--env-arg", f"folder={tmp_path}/out"]
-    done = retort("eval", "--env", "retort/Harbor-v0", "--split", "validation", "--model", "gold", "--json", *given)
+    given = ["--env-arg", f"folder={tmp_path}/out", "--json"]
+    done = retort("eval", "--env", "retort/Harbor-v0", "--split", "validation", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["n"], report["success"]) == (3, 1.0)
@@ -153,14 +153,15 @@ def test_check_env_of_what_breaks_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["gold", "null", "random"])
-def test_eval_of_a_script(model: str) -> None:
-    done = retort("eval", "--model", model, "--limit", "18", "--json")
+def test_eval_of_a_script(model: str, tmp_path: Path) -> None:
+    done = retort("eval", "--model", model, "--limit", "18", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {"success", "stderr", "n"} <= set(report)
     assert report["n"] + report["held_out"]["n"] == 18
     assert report["success"] == (1 if model == "gold" else 0)
     assert report["infrastructure_failures"] == 0
+    assert report["folder"] == f"runs/eval/Shell-v0-{model}-seed0"
 
 
 def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
@@ -179,19 +180,63 @@ def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
     refused(done, "unknown environment 'mine:me/Load-v0'", "did you mean 'mine:me/Loud-v0'")
 
 
-def test_eval_prints_a_table_and_takes_arguments_of_the_environment() -> None:
-    done = retort("eval", "--limit", "6", "-n", "2", "--k", "1,2", "--split", "train", "--env-arg", 'families=["move"]')
+def test_eval_prints_a_table_and_takes_arguments_of_the_environment(tmp_path: Path) -> None:
+    ask = ["eval", "--limit", "6", "-n", "2", "--k", "1,2", "--split", "train", "--env-arg", 'families=["move"]']
+    done = retort(*ask, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "move" in done.stdout
     assert "delete" not in done.stdout
+    assert "pass^2" in done.stdout
     assert "gold on retort/Shell-v0 (train)" in done.stdout
+    assert "episodes and report: runs/eval/Shell-v0-gold-seed0" in done.stdout
+
+
+AGENT = """
+def play(env):
+    first = []
+    def act(observation, turn, rng):
+        first.append(observation)
+        if len(first[0]) % 3 == 0:
+            return env.get_wrapper_attr("gold")(observation)
+        return "done" if len(first[0]) % 3 == 1 and turn else "nonsense"
+    return act
+"""
+
+
+def test_an_agent_of_ones_own_is_evaluated_resumed_and_compared(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agent.py").write_text(AGENT)
+    mine = retort("eval", "--model", "script:agent:play", "--limit", "36", cwd=tmp_path)
+    assert mine.returncode == 0, mine.stderr
+    assert "wrong 1" in mine.stdout
+    assert "out of turns 1" in mine.stdout
+    folder, gold = (Path("runs/eval") / f"Shell-v0-{name}-seed0" for name in ("play", "gold"))
+    told = json.loads((tmp_path / folder / "report.json").read_text())
+    assert 0 < told["success"] < 1
+    assert 0 < told["invalid"] < 1
+    monkeypatch.chdir(tmp_path)
+    assert here("eval", "--limit", "18").returncode == 0
+    resumed = here("eval", "--resume", gold, "--concurrency", "2", "--json")
+    assert (resumed.returncode, json.loads(resumed.stdout)["success"]) == (0, 1)
+    refused(here("eval", "--resume", gold, "--seed", "0"), "--resume goes on with an evaluation as it was configured")
+    refused(here("eval", "--out", gold), "already holds an evaluation")
+    done = here("compare", folder, gold, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["only_first"], found["only_second"], found["overall"]["n"]) == (18, 0, 16)
+    assert found["overall"]["difference"] > 0
+    assert 0 < found["overall"]["p"] < 1
+    shown = here("compare", folder, gold)
+    assert shown.returncode == 0
+    assert "Left out: 18 tasks of the first alone, 0 of the second" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.slow
-def test_eval_of_a_checkpoint_repeats_itself(trained: Path) -> None:
+def test_eval_of_a_checkpoint_repeats_itself(trained: Path, tmp_path: Path) -> None:
     model = trained / "checkpoints" / "step-000002"
     found = [
-        retort("eval", "--model", model, "--limit", "9", "--turn-tokens", "8", "--json", "--seed", "3")
+        retort("eval", "--model", model, "--limit", "9", "--turn-tokens", "8", "--json", "--seed", "3", cwd=tmp_path)
         for _ in range(2)
     ]
     assert [done.returncode for done in found] == [0, 0]
@@ -285,6 +330,12 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["eval", "--env-arg", "max_turn=3"], ["max_turn"]),
         (["eval", "--env-arg", 'families=["delte"]'], ["delte", "did you mean 'delete'"]),
         (["eval", "--limit", "0"], ["--limit"]),
+        (["eval", "--model-arg", "device=cpu"], ["gold takes no argument 'device'"]),
+        (["eval", "--model", "openai:http://host#x", "--model-arg", "retires=3"], ["did you mean 'retries'"]),
+        (["eval", "--model", "openai:http://host#x", "--context-tokens", "9"], ["context_tokens", "not counted here"]),
+        (["eval", "--model", "script:no_such_module:play"], ["expected script:MODULE:NAME", "no_such_module"]),
+        (["eval", "--resume", "nowhere"], ["nowhere: expected the folder of an evaluation"]),
+        (["compare", "here", "there"], ["here: expected the folder of an evaluation"]),
         (["train", "sft", "--seed", "-1"], ["--seed"]),
     ],
 )

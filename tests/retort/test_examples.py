@@ -53,7 +53,7 @@ def test_an_environment_of_ones_own(tmp_path: Path) -> None:
     assert re.fullmatch(r"srpo: \d+% of unseen numbers right", said[-1])
     model = tmp_path / "srpo" / "checkpoints" / "step-000002"
     command = [sys.executable, "-m", "retort", "eval", "--env", "my_env:me/Count-v0", "--model", str(model)]
-    command += ["--json", "--limit", "9", "--turn-tokens", "8"]
+    command += ["--json", "--limit", "9", "--turn-tokens", "8", "--out", str(tmp_path / "eval")]
     done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, check=True, timeout=250)
     assert json.loads(done.stdout)["n"] == 9
 
