@@ -19,7 +19,10 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-BUILT_IN = {"retort/Shell-v0": "retort.envs.shell:ShellEnv"}
+BUILT_IN = {
+    "retort/ReasoningGym-v0": "retort.envs.reasoning_gym:ReasoningGymEnv",
+    "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+}
 
 
 def _register() -> None:
