@@ -21,6 +21,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 BUILT_IN = {
     "retort/ReasoningGym-v0": "retort.envs.reasoning_gym:ReasoningGymEnv",
+    "retort/Reply-v0": "retort.envs.reply:ReplyEnv",
     "retort/Shell-v0": "retort.envs.shell:ShellEnv",
 }
 
