@@ -103,7 +103,7 @@ WISHES: dict[str, dict[str, Wish]] = {
     "length": {str(count): _at_most(count) for count in (6, 7, 8)},
 }
 CORRECTS = ("I wanted {want}.", "Give me {want}, please.", "Next time {want}, please.")
-COMPLAINS = ("Not like this. I like {want}.", "Hm, that is no good: I need {want}.", "This is not for me: I prefer {want}.")
+COMPLAINS = ("Not like this. I like {want}.", "Hm, that is no good: I need {want}.", "Not for me: I prefer {want}.")
 WRONG = ("That is wrong.", "No, that is not it.", "This does not answer me.", "I do not see my answer there.")
 AGAIN = ("I ask again:", "In other words:", "Once more:")
 THANKS = ("Thanks!", "Great, thank you.", "Perfect.", "Just as I like it, thanks.")
