@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from retort.envs.base import content_digest, needed
+from retort.envs.base import Split, content_digest, needed
 
 VERSION = "1.7.0"
 INSTALL = (
@@ -30,6 +30,8 @@ INSTALL = (
     "pip install tatsu==5.8.3 hashids mementos more_itertools networkx prompt_toolkit termcolor tqdm"
 )
 DIFFICULTIES = (1, 2, 3)
+# The first seed of each split, and how many games it has of each family and difficulty.
+SEEDS: dict[Split, tuple[int, int]] = {"train": (1000, 20), "validation": (2000, 5), "test": (3000, 5)}
 MAKING_S = 120  # seconds that a game may take; the largest takes about five
 _IMPORTING = RLock()
 
@@ -180,4 +182,24 @@ def build(family: str, difficulty: str, seed: str, folder: str) -> None:
     print(json.dumps(digest_of(game)))
 
 
-Table = Mapping[str, Mapping[int, Mapping[str, str]]]
+def write_digests(path: str) -> None:
+    """Writes `textworld_digests.py` afresh: what each seed makes. Takes about fifteen minutes."""
+    lines = ['"""What the seeds of `retort/TextWorld-v0` make; written by `textworld_games.write_digests`."""', ""]
+    lines += ["# family and difficulty -> split -> digests of consecutive seeds; - where a game had been there before"]
+    lines += ["DIGESTS: dict[tuple[str, int], dict[str, str]] = {"]
+    for family in FAMILIES:
+        for difficulty in DIFFICULTIES:
+            lines.append(f'    ("{family}", {difficulty}): {{')
+            known: set[str] = set()
+            for split, (first, count) in SEEDS.items():
+                found = []
+                while len(found) - found.count("-") < count:
+                    digest = digest_of(generated(family, difficulty, first + len(found)))
+                    found.append("-" if digest in known else digest)
+                    known.add(digest)
+                rows = [" ".join(found[place : place + 5]) for place in range(0, len(found), 5)]
+                lines.append(f'        "{split}": """')
+                lines += [f"            {row}" for row in rows]
+                lines.append('        """,')
+            lines.append("    },")
+    Path(path).write_text("\n".join([*lines, "}", ""]))
