@@ -7,6 +7,7 @@ that tasks are known, and known to differ between the splits, before any game is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -120,7 +121,7 @@ def game_file(family: str, difficulty: int, seed: int, digest: str) -> Path:
         GameFailed: it cannot be made here, or another game came out.
     """
     folder = _cache() / f"{family}-{difficulty}-{seed}-{digest}"
-    if not all((folder / name).exists() for name in ("game.z8", "game.json")):
+    if not _whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="making-", dir=folder.parent) as room:
             _make(family, difficulty, seed, digest, Path(room))
@@ -134,10 +135,16 @@ def _put(made: Path, folder: Path) -> None:
         try:
             made.rename(folder)
             return
-        except OSError:
-            if all((folder / name).exists() for name in ("game.z8", "game.json")):
-                return
-            shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        if _whole(folder):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    return all((folder / name).exists() for name in ("game.z8", "game.json"))
 
 
 def _cache() -> Path:

@@ -23,6 +23,7 @@ BUILT_IN = {
     "retort/ReasoningGym-v0": "retort.envs.reasoning_gym:ReasoningGymEnv",
     "retort/Reply-v0": "retort.envs.reply:ReplyEnv",
     "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+    "retort/TextWorld-v0": "retort.envs.textworld:TextWorldEnv",
 }
 
 
