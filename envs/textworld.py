@@ -30,7 +30,7 @@ from retort.envs.base import (
     step_info,
 )
 from retort.envs.textworld_digests import DIGESTS
-from retort.envs.textworld_games import DIFFICULTIES, FAMILIES, SEEDS, game_file, package
+from retort.envs.textworld_games import DIFFICULTIES, FAMILIES, SEEDS, game_file, opened, package
 
 PROTOCOL = "You play a text adventure. Write one command a turn."
 LONGEST = 150  # characters of a command
@@ -102,7 +102,7 @@ class TextWorldEnv(TextEnv):
         self.close()
         path = game_file(ref.family, self.difficulty, number, digest)
         infos = self._package.EnvInfos(admissible_commands=True, policy_commands=True)
-        self._player = self._package.start(str(path), infos)
+        self._player = opened(path, infos)
         self._state, self._ref, self._turn = self._player.reset(), ref, 0
         self._limit = self.max_turns or 2 * len(self._way()) + 4
         text = self._told(self._state.objective + self._state.feedback.rpartition(self._state.objective)[2])

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ DIFFICULTIES = (1, 2, 3)
 # The first seed of each split, and how many games it has of each family and difficulty.
 SEEDS: dict[Split, tuple[int, int]] = {"train": (1000, 20), "validation": (2000, 5), "test": (3000, 5)}
 MAKING_S = 120  # seconds that a game may take; the largest takes about five
-_IMPORTING = RLock()
+_ALONE = RLock()
 
 
 class GameFailed(RuntimeError):
@@ -54,8 +55,19 @@ def untouched_generators() -> Iterator[None]:
 
 def package() -> ModuleType:
     """TextWorld, which draws a global number when it is imported. Raises MissingPackage where it is not installed."""
-    with _IMPORTING, untouched_generators():
+    with _ALONE, untouched_generators():
         return needed("textworld", INSTALL)
+
+
+def opened(path: Path, infos: Any) -> Any:
+    """A game in the interpreter. infos: what the player is told beside the text, a textworld.EnvInfos."""
+    # The interpreter warns that it knows these games by their text alone, which is how they are played. Filters of
+    # warnings belong to the whole process.
+    with _ALONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        game = package().start(str(path), infos)
+    game.seed(1)  # otherwise the interpreter takes the time of day
+    return game
 
 
 def _custom(options: Any, difficulty: int) -> Any:
@@ -199,7 +211,7 @@ def write_digests(path: str) -> None:
             lines.append(f'    ("{family}", {difficulty}): {{')
             known: set[str] = set()
             for split, (first, count) in SEEDS.items():
-                found = []
+                found: list[str] = []
                 while len(found) - found.count("-") < count:
                     digest = digest_of(generated(family, difficulty, first + len(found)))
                     found.append("-" if digest in known else digest)

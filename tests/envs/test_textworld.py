@@ -71,7 +71,7 @@ def test_every_task_is_known_and_no_game_is_in_two_splits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["validation", "test"])  # test_architecture checks all families of training
 def test_the_contract(split: str) -> None:
     with gymnasium.make("retort/TextWorld-v0", split=split, families=("treasure_hunter",)) as env:
         check_env(env, per_family=1)
@@ -242,7 +242,7 @@ def test_ends_and_closing() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "textworld", None)
-    with pytest.raises(MissingPackage, match="pip install --no-deps textworld==1.7.0 jericho"):
+    with pytest.raises(MissingPackage, match=r"pip install --no-deps textworld==1\.7\.0 jericho"):
         TextWorldEnv()
 
 
@@ -301,10 +301,10 @@ def test_threads_play_side_by_side_and_leave_nothing(env: TextWorldEnv) -> None:
         with gymnasium.make("retort/TextWorld-v0", split="test", max_turns=30) as made:
             seen = []
             for _ in range(5):
-                said, _ = made.reset(options={"task": HUNT})
+                made.reset(options={"task": HUNT})
                 for _ in range(turns):
-                    said = made.step("go east")[0]
-                    said = made.step("go west")[0]
+                    made.step("go east")
+                    made.step("go west")
                 seen.append(made.step("go south")[0])
                 assert made.step("take pillow")[1] == 1.0
             return seen
