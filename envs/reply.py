@@ -31,6 +31,7 @@ from retort.envs.base import (
     content_digest,
     step_info,
 )
+from retort.envs.draw import Draw
 from retort.envs.reply_tasks import FAMILIES, Goal, goals_of, spoken
 from retort.envs.reply_users import (
     AGAIN,
@@ -46,7 +47,6 @@ from retort.envs.reply_users import (
     user,
     wish_ignored,
 )
-from retort.envs.shell_tasks import Draw
 
 PROTOCOL = "A user asks, you answer. They have preferences: learn them from what they say."
 PER_FAMILY: dict[Split, int] = {"train": 10, "validation": 2, "test": 2}  # conversations of a user

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from retort.envs.draw import Draw
 from retort.envs.reply_tasks import FAMILIES, STYLES, Goal
-from retort.envs.shell_tasks import Draw
 
 USERS = 24
 NEW_USERS = range(20, USERS)  # whom training never meets
