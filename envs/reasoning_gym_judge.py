@@ -37,9 +37,13 @@ class Judge:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([self.generator, self.config, entry, answer]) + "\n")
-        process.stdin.flush()
-        if line := process.stdout.readline():
+        try:
+            process.stdin.write(json.dumps([self.generator, self.config, entry, answer]) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
             return Score(*json.loads(line))
         self.close()
         if process.returncode != -signal.SIGPROF:
@@ -48,10 +52,10 @@ class Judge:
 
     def close(self) -> None:
         """Ends the process. May be called again."""
-        if self._process is not None:
-            with self._process as process:
-                process.kill()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()  # what it was not sent is dropped, where `with` would raise
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
