@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install packages sandbox docker demo test lint conformance bench clean
+.PHONY: install packages compiler sandbox docker demo test lint conformance bench clean
 
 install: sandbox $(VENV)/installed
 
@@ -18,12 +18,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 # Benchmarks that the tests play. What stands in packages.txt asks for far more than its data and checkers need, so it
 # comes without its dependencies.
-packages: $(VENV)/packages
+packages: compiler $(VENV)/packages
 
 $(VENV)/packages: $(VENV)/installed packages.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement packages.txt
 	@touch $@
+
+# TextWorld's interpreter comes as C.
+compiler:
+	@if command -v cc >/dev/null; then :; \
+	elif [ -n "$(ROOT)" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; \
+	else echo "no C compiler: 'sudo apt-get install gcc libc6-dev' (Debian, Ubuntu)."; \
+	fi
 
 # The sandbox needs bubblewrap, and a system Python and libseccomp beside it; agents that mend repositories need git.
 sandbox:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ OBJECT = re.compile(r'\{\s*"(?:name|function|arguments|parameters|type)"\s*:')
 OPENING = re.compile(r"\{|\[\s*(?:\{|[A-Za-z_][\w.]*\s*\()")
 BETWEEN = re.compile(r"[\s,;]*")
 FORM = '{"name": ..., "arguments": {...}}'
+DEEPEST = 100  # lists and objects within each other in an argument: whoever reads them recurses
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,13 @@ def read_calls(text: str, names: Collection[str]) -> list[Call | Unreadable]:
     names: of the tools. A Python call that stands alone, outside a list, is one only where it names a tool, since
     prose may look like one.
     """
-    if bodies := TAGGED.findall(text):
-        return [call for body in bodies for call in _read(_bare(body), names) or [Unreadable(f"expected {FORM}")]]
-    fenced = [call for body in FENCED.findall(text) for call in _read(body, names)]
-    return fenced or _read(text, names)
+    try:
+        if bodies := TAGGED.findall(text):
+            return [call for body in bodies for call in _read(_bare(body), names) or [Unreadable(f"expected {FORM}")]]
+        fenced = [call for body in FENCED.findall(text) for call in _read(body, names)]
+        return fenced or _read(text, names)
+    except RecursionError:
+        return [Unreadable(f"expected {FORM}; found a knot of more levels than can be read")]
 
 
 def _bare(body: str) -> str:
@@ -148,18 +152,28 @@ def _from_python(node: ast.Call) -> Call | Unreadable:
                 return Unreadable(f"{name}: expected arguments by name; found **{ast.unparse(item.value)[:40]}")
             value = item.value
             arguments[item.arg] = ast.literal_eval(value)
-    except (ValueError, TypeError, RecursionError, MemoryError):
+    except (ValueError, TypeError):
         return Unreadable(f"{name}: expected literal arguments; found {ast.unparse(value)[:40]}")
     return _sound(Call(name, arguments, tuple(positional)))
 
 
 def _sound(call: Call) -> Call | Unreadable:
-    """The call, if its arguments are finite JSON that UTF-8 can hold."""
+    """The call, if its arguments are finite JSON that UTF-8 can hold, and of not too many levels."""
+    if _is_deep([*call.arguments.values(), *call.positional]):
+        return Unreadable(f"{_short(call.name)}: expected arguments of at most {DEEPEST} levels; found more")
     try:
         json.dumps([call.name, call.arguments, call.positional], allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         return Unreadable(f"{_short(call.name)}: arguments that JSON cannot hold: {type(error).__name__}")
     return call
+
+
+def _is_deep(level: Sequence[Any]) -> bool:
+    """Whether there are more than DEEPEST levels, this one among them."""
+    for _ in range(DEEPEST):
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for item in inner if isinstance(item, Iterable) and not isinstance(item, str) for part in item]
+    return bool(level)
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,8 @@ from retort.sandboxes.base import ExecResult, ExecTimeout, Sandbox
 
 TELLING = re.compile(r"fail|error|expect|found|assert|differ|missing|got ", re.IGNORECASE)
 VERDICT_CHARS = 400
+# The home folder is the agent's: what lies in its .local must not run in every Python that a test starts.
+GUARDED = {"PYTHONNOUSERSITE": "1"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def judged(ground: Sandbox, task: HarborTask, asked: Wants, answer: bytes | None
     ground.write_file("/tests/test.sh", task.tests["test.sh"].data, mode=0o755)
     command = ["/tests/test.sh"] if starts else ["bash", "/tests/test.sh"]
     try:
-        done = ground.exec(command, env=asked.verifier_env, timeout=asked.verifier_s)
+        done = ground.exec(command, env={**GUARDED, **asked.verifier_env}, timeout=asked.verifier_s)
     except ExecTimeout as late:
         return Grade(
             0.0, {"tests": 0.0}, f"expected tests that end in {asked.verifier_s:g} s; {_telling(late.partial)}"

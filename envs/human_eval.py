@@ -61,6 +61,7 @@ import ast, json, os, random, sys
 folder, task = sys.argv[1], json.load(sys.stdin)
 sys.path.insert(0, folder)
 from trial import VALUE, decode, encode
+sys.path.remove(folder)  # what the agent's code puts there later is never imported
 
 # The agent's code runs behind these two pipes, in an interpreter of its own.
 theirs_in, ask = os.pipe()

@@ -26,8 +26,11 @@ BUILT_IN = {
     "retort/Code-v0": "retort.envs.code:CodeEnv",
     "retort/Harbor-v0": "retort.envs.harbor:HarborEnv",
     "retort/HumanEval-v0": "retort.envs.human_eval:HumanEvalEnv",
+    "retort/ReasoningGym-v0": "retort.envs.reasoning_gym:ReasoningGymEnv",
     "retort/Repair-v0": "retort.envs.repair:RepairEnv",
+    "retort/Reply-v0": "retort.envs.reply:ReplyEnv",
     "retort/Shell-v0": "retort.envs.shell:ShellEnv",
+    "retort/TextWorld-v0": "retort.envs.textworld:TextWorldEnv",
     "retort/Tools-v0": "retort.envs.tools:ToolsEnv",
 }
 

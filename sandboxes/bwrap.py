@@ -1,6 +1,7 @@
 """Sandboxes by bubblewrap: namespaces, a seccomp filter, sized tmpfs and, where it may, cgroups and a uid of its own.
 
-Nothing of the host is mounted but /usr, read-only; files go in and out through the init inside.
+Nothing of the host is mounted but /usr, read-only, without the folders that this Python finds its packages in: tasks
+and their solutions are among them. Files go in and out through the init inside.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from sysconfig import get_path
 
 from retort.sandboxes import cgroups, init, seccomp
 from retort.sandboxes.base import Layout, Limits, SandboxStartupError, SandboxUnavailable
@@ -24,6 +27,9 @@ START_S = 30.0
 FIRST_UID = 200_000
 NO_UID: tuple[int | None, socket.socket | None] = (None, None)
 PATH = "/usr/local/bin:/usr/bin:/bin"
+DEBIANS = "/usr/lib/python3/dist-packages"
+# What holds programs is never covered, though somebody may have it on their Python's path.
+ROOTS = {"/usr", *(f"/usr{local}/{name}" for local in ("", "/local") for name in ("bin", "sbin", "lib", "lib64"))}
 ETC = {
     "/etc/passwd": b"agent:x:1000:1000::/work:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
     "/etc/group": b"agent:x:1000:\nnogroup:x:65534:\n",
@@ -182,6 +188,20 @@ def _init() -> bytes:
     return done.stdout
 
 
+def covered() -> list[str]:
+    """Folders below /usr that nobody inside may read: where this process finds packages, this one among them.
+
+    An environment's solutions come with its package, and a Python image has them in /usr/local. The standard library
+    stays, and so do the packages that Debian's own programs need.
+    """
+    kept = {os.path.realpath(get_path(name)) for name in ("stdlib", "platstdlib")}
+    kept |= {os.path.join(path, "lib-dynload") for path in kept} | {DEBIANS}
+    here = str(Path(__file__).resolve().parents[1])
+    found = {os.path.realpath(path) for path in (*sys.path, here) if os.path.isdir(path)}
+    below = sorted(path for path in found - kept if f"{path}/".startswith("/usr/") and path not in ROOTS)
+    return [path for path in below if not any(path.startswith(f"{top}/") for top in below)]
+
+
 def _command(limits: Limits, layout: Layout, uid: int | None, channel: int, info: int, files: list[int]) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -202,6 +222,8 @@ def _command(limits: Limits, layout: Layout, uid: int | None, channel: int, info
             command += ["--symlink", f"usr/{name}", f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             command += ["--ro-bind", f"/{name}", f"/{name}"]
+    for folder in covered():
+        command += ["--perms", "0555", "--tmpfs", folder, "--remount-ro", folder]
     command += ["--perms", "0755", "--dir", "/etc"]
     for name in ("/etc/alternatives", "/etc/ld.so.cache"):
         command += ["--ro-bind-try", name, name]

@@ -98,6 +98,12 @@ def test_no_call(text: str) -> None:
         ("[ls(**{'a': 1})]", "ls: expected arguments by name; found **{'a': 1}"),
         ("[ls(a={1})]", "arguments that JSON cannot hold"),
         ('{"name": ' + "[" * 5000, "not JSON"),
+        ('{"name": "ls", "arguments": {"a": ' + "[" * 101 + "]" * 101 + "}}", "arguments of at most 100 levels"),
+        ("[ls(a=" + "[" * 101 + "]" * 101 + ")]", "arguments of at most 100 levels"),
+        ("[ls" + ".a" * 900 + "(b=1)]", "more levels than can be read"),
+        ("[ls(a=b" + ".a" * 900 + ")]", "more levels than can be read"),
+        ("[ls(**b" + ".a" * 900 + ")]", "more levels than can be read"),
+        ("[ls(a=" + "-" * 900 + "1)]", "more levels than can be read"),
     ],
 )
 def test_unreadable(text: str, reason: str) -> None:
@@ -105,6 +111,15 @@ def test_unreadable(text: str, reason: str) -> None:
     assert len(calls) == 1
     assert isinstance(calls[0], Unreadable)
     assert reason in calls[0].reason
+
+
+def test_no_depth_is_too_deep_to_answer() -> None:
+    for depth in range(1, 1200):
+        nested = "[" * depth + "]" * depth
+        for text in (f'[{{"name": "ls"}}, {nested}]', f'{{"name": "ls", "arguments": {nested}}}'):
+            assert any(isinstance(call, Unreadable) for call in read_calls(text, NAMES))
+    good = '{"name": "ls", "arguments": {"a": ' + "[" * 99 + "]" * 99 + "}}"
+    assert isinstance(read_calls(good, NAMES)[0], Call)
 
 
 def test_a_good_call_before_a_bad_one() -> None:

@@ -140,6 +140,10 @@ FORGERIES = {
     "tests of its own": "mkdir -p /tests; echo 'echo 1 > /logs/verifier/reward.txt' > /tests/test.sh; echo > /tests/x",
     "links": "rm -r /logs/verifier; mkdir /app/mine; ln -s /app/mine /logs/verifier; echo 1 > /app/mine/reward.txt",
     "programs in the work folder": "mkdir bin; printf '#!/bin/sh\\necho moon' > bin/cat; chmod +x bin/cat",
+    "packages at home": (
+        "for v in $(seq 9 15); do d=.local/lib/python3.$v/site-packages; mkdir -p $d; "
+        "echo 'import os; os._exit(0)' > $d/a.pth; done"
+    ),
     "a profile": "for f in .profile .bash_profile .bashrc; do echo 'exit 0' > $f; done",
 }
 
@@ -147,10 +151,11 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", sorted(FORGERIES))
 def test_a_reward_cannot_be_forged(made: Callable[..., HarborEnv], forgery: str) -> None:
     strict = '#!/bin/bash\ncd /app\n[ "$(cat out.txt)" = moon ]\n'  # writes no reward: a forged one would count
+    python = '#!/bin/bash\npython3 -c \'import sys; sys.exit(open("/app/out.txt").read() != "moon\\n")\'\n'
     env = made(
-        a_task("writes"), a_task("status", strict, DOCKERFILE + "ENV PATH=/app/bin:$PATH\n"),
+        a_task("writes"), a_task("status", strict, DOCKERFILE + "ENV PATH=/app/bin:$PATH\n"), a_task("python", python),
     )  # fmt: skip
-    for key in ("writes", "status"):
+    for key in ("writes", "status", "python"):
         assert play(env, [FORGERIES[forgery]], key)[-1][1] == 0.0, key
         assert play(env, None, key)[-1][1] == 1.0, key
 

@@ -234,6 +234,38 @@ def test_forgeries(env: HumanEvalEnv, action: str) -> None:
     assert answered(env, ADD, "    return x + y")[1] == 1.0
 
 
+LATE = """
+def check(candidate):
+    wrong = candidate(1)
+    import colorsys
+    assert wrong == 7
+"""
+PLANTED = """
+import os
+os.unlink(__file__)
+print('{"end": "held", "case": [], "value": 1}', flush=True)
+raise SystemExit(0)
+"""
+
+
+def test_a_module_that_the_agent_plants_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"prompt": "def one(x):\n", "entry_point": "one", "canonical_solution": "    return 7\n", "test": LATE}
+    monkeypatch.setattr(human_eval, "problems", lambda: {"HumanEval/0": problem})
+    plant = f"""
+    import glob
+    for folder in glob.glob("/tmp/verifier-*/files"):
+        open(folder + "/colorsys.py", "w").write({PLANTED!r})
+    return 1
+"""
+    env = HumanEvalEnv()
+    try:
+        for action, reward in ((plant, 0.0), (problem["canonical_solution"], 1.0)):
+            env.reset(seed=0)
+            assert env.step(action)[1] == reward
+    finally:
+        env.close()
+
+
 def test_there_is_a_test_split_and_no_other(env: HumanEvalEnv) -> None:
     assert len(env.tasks()) == 164
     assert len({ref.digest for ref in env.tasks()}) == 164

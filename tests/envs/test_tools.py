@@ -139,6 +139,8 @@ def test_the_answer_is_told_at_the_end_and_a_success_gets_no_hint(env: ToolsEnv)
         ("[get_order(1001)]", "name the arguments: get_order(order_id: integer)"),
         ("[get_order(order_id=open('x'))]", "expected literal arguments"),
         ('{"name": "' + "x" * 20_000 + '"}', "at most 10000 characters"),
+        ('{"name": "get_order", "arguments": {"order_id": ' + "[" * 800 + "]" * 800 + "}}", "at most 100 levels"),
+        ("[get_order" + ".id" * 900 + "(order_id=1001)]", "more levels than can be read"),
     ],
 )
 def test_bad_calls_are_told_and_the_episode_goes_on(env: ToolsEnv, action: str, error: str) -> None:

@@ -118,10 +118,10 @@ def python() -> Callable[[Guest, str], str]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], bool]], bool]:
-    """Waits for something that the kernel does in its own time; whether it came, within ten seconds."""
+    """Waits for something that the kernel does in its own time; whether it came, within a minute."""
 
     def wait(true: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not true() and time.monotonic() < deadline:
             time.sleep(0.02)
         return true()

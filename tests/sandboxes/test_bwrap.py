@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from retort.sandboxes import bwrap as backend
 from retort.sandboxes import cgroups
 from retort.sandboxes.base import Limits, SandboxClosed, SandboxUnavailable, UnsupportedLimit
 from retort.sandboxes.bwrap import BwrapSandbox
@@ -37,6 +38,26 @@ def test_the_host_is_out_of_sight(bwrap: BwrapSandbox) -> None:
     assert set(bwrap.exec("env").text.splitlines()) >= {"HOME=/work", "PATH=/usr/local/bin:/usr/bin:/bin"}
     assert bwrap.exec("cat /proc/1/environ").exit_code == 1
     assert bwrap.exec("ls /proc | grep -c '^[0-9]'").stdout.strip() in {b"3", b"4", b"5"}
+
+
+def test_packages_of_this_python_are_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where retort is installed below /usr, as in a Python image, its tasks' solutions would lie open."""
+    full = next(path for path in Path("/usr/share").iterdir() if path.is_dir() and any(path.iterdir()))
+    look = ["ls", "-A", str(full)]
+    with BwrapSandbox() as sandbox:
+        assert sandbox.exec(look).stdout
+    monkeypatch.syspath_prepend(str(full))
+    with BwrapSandbox() as sandbox:
+        assert sandbox.exec(look).stdout == b""
+        assert sandbox.exec(["touch", f"{full}/x"]).exit_code == 1
+        assert sandbox.exec(["python3", "-c", "import json, ctypes, sqlite3"]).exit_code == 0
+
+
+def test_what_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = os.path.realpath(os.path.dirname(os.__file__))
+    open_ones = ["/usr/lib", "/usr/bin", "/usr/lib/python3/dist-packages", library, f"{library}/lib-dynload", "/etc"]
+    monkeypatch.setattr(sys, "path", [*open_ones, "/usr/share", "/usr/share/doc", "/usr/no/such", ""])
+    assert backend.covered() == ["/usr/share"]
 
 
 @needs_root
