@@ -20,7 +20,7 @@ import measure
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 WITH_MODEL = ("rollout", "turns", "step", "peer")
-NAMES = ("sandbox", *WITH_MODEL, "learner")
+NAMES = ("sandbox", *WITH_MODEL, "learner", "single_turn")
 
 INTRODUCTION = """# Benchmarks
 
