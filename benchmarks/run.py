@@ -20,7 +20,7 @@ import measure
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 WITH_MODEL = ("rollout", "turns", "step", "peer")
-NAMES = ("sandbox", "evaluate", "tools", "repair", "code", *WITH_MODEL, "learner")
+NAMES = ("sandbox", "evaluate", "tools", "repair", "code", "single_turn", *WITH_MODEL, "learner")
 
 INTRODUCTION = """# Benchmarks
 

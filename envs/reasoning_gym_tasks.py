@@ -204,8 +204,10 @@ def _is_number(node: ast.AST) -> bool:
 
 def _power(node: ast.AST) -> float:
     """How high the powers in a formula reach, at most: exponents multiply where powers are nested."""
-    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)):
+    if not isinstance(node, ast.BinOp):
         return max((_power(child) for child in ast.iter_child_nodes(node)), default=1.0)
+    if not isinstance(node.op, ast.Pow):
+        return max(_power(node.left), _power(node.right))
     inside = list(ast.walk(node.right))
     if any(isinstance(child, ast.Pow) for child in inside):
         return math.inf

@@ -73,6 +73,8 @@ class ReplyEnv(TextEnv):
         UsageError: an unknown value, with the valid ones.
     """
 
+    blocking = False
+
     def __init__(
         self, split: Split = "train", max_turns: int = 3, user: int | None = None, explain: bool = False
     ) -> None:
