@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCKS = 8  # of updates, in curves
+FEWEST = 3  # seeds, for a verdict on a claim
 Line = Mapping[str, Any]
 
 
@@ -77,6 +78,8 @@ learning rate for all (3e-3, Muon, linear to 0); only GRPO and SRPO were ever tu
 others, since it replaces groups of equal rewards.
 
 ![success while training](learning.svg)
+
+The sweep goes on where it stopped; until every arm has five seeds, this page is a partial table.
 """
 
 
@@ -122,6 +125,7 @@ def _claims(lines: Sequence[Line]) -> Iterator[str]:
         mean, error, count = against(lines, arm, base, of)
         if count > 1:
             found = "no difference" if abs(mean) < 2 * error else f"{arm} is {'better' if mean > 0 else 'worse'}"
+            found = found if count >= FEWEST else "too few seeds to say"
             yield f"| {claim} | {mean:+.3f} ± {error:.3f} | {count} | {found} |"
 
 
