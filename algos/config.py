@@ -46,6 +46,7 @@ class TrainConfig(BaseModel):
 
     steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
+    probe_every: steps between measurements that take a pass of their own (`algos/probe.py`); 0 is never.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay. threads: of torch; 0 leaves its own.
     """
 
@@ -61,6 +62,7 @@ class TrainConfig(BaseModel):
     group_size: int = Field(default=8, ge=1)
     concurrency: int = Field(default=32, ge=1)
     feedback: Literal["own", "shuffled", "none"] = "own"
+    probe_every: int = Field(default=10, ge=0)
     checkpoint_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)
     store_rollouts: bool = True
