@@ -108,7 +108,8 @@ class Term:
     """One summand of the loss: `weight * aggregate(value, mask)`. The learner supplies the global count.
 
     active: [B,T] bool, the tokens of `mask` whose value depends on the student (all, where None). The others still
-    count, but the learner need not compute them.
+    count, but the learner need not compute them. clipped: [B,T] bool, where a bound of the loss holds its value or its
+    gradient; None for a loss without one. It is logged and changes nothing.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Term:
     weight: float
     aggregate: Aggregate
     active: Tensor | None = None
+    clipped: Tensor | None = None
 
 
 class Options(BaseModel):

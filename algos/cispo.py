@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from retort.algos import grpo
 from retort.algos.aggregate import token_mean
 from retort.algos.base import Credit, Student, Term, TokenBatch
-from retort.algos.surrogates import cispo
+from retort.algos.surrogates import cispo, ratio_of
 
 
 class CISPOOptions(grpo.RewardOptions):
@@ -35,7 +35,9 @@ def loss(batch: TokenBatch, credit: Credit, student: Student, options: CISPOOpti
     """Policy gradient with bounded weights."""
     value = cispo(student.logp, batch.proximal_logp, credit.advantage, low=options.low, high=options.high)
     value = value * credit.weight["behaviour"]
-    return (Term("policy", value, batch.mask, 1.0, token_mean, active=batch.mask & (credit.advantage != 0)),)
+    ratio = ratio_of(student.logp, batch.proximal_logp)
+    live, at_bound = batch.mask & (credit.advantage != 0), (ratio < options.low) | (ratio > options.high)
+    return (Term("policy", value, batch.mask, 1.0, token_mean, active=live, clipped=at_bound),)
 
 
 RECIPE = replace(grpo.RECIPE, options=CISPOOptions, loss=loss)

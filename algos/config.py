@@ -46,6 +46,8 @@ class TrainConfig(BaseModel):
 
     steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
+    probe_every: steps between measurements that take a pass of their own, and perhaps a
+        copy of the model (`algos/probe.py`); 0 is never.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay. threads: of torch; 0 leaves its own.
     """
 
@@ -61,6 +63,7 @@ class TrainConfig(BaseModel):
     group_size: int = Field(default=8, ge=1)
     concurrency: int = Field(default=32, ge=1)
     feedback: Literal["own", "shuffled", "none"] = "own"
+    probe_every: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)
     store_rollouts: bool = True
@@ -159,7 +162,15 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
     if rollouts:
         muon = {"optimiser": "muon", "lr": 3e-3, "schedule": "linear"}
         start = {"traces": traces} if model == "tiny" else {}
-        return {**common, **start, "steps": 80, "prompts": 32, "learner": muon, "sampling": {"turn_tokens": 16}}
+        return {
+            **common,
+            **start,
+            "steps": 80,
+            "prompts": 32,
+            "probe_every": 10,
+            "learner": muon,
+            "sampling": {"turn_tokens": 16},
+        }
     muon = {"optimiser": "muon", "lr": 0.02, "adam_lr": 3e-3, "schedule": "linear"}
     size = {"steps": 1000, "prompts": 32, "group_size": 1, "checkpoint_every": 100}
     return {**common, **size, "learner": muon, "traces": traces}

@@ -15,14 +15,14 @@ they stay in the denominator) and reward shaping by length.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from retort.algos.advantages import Scale, group_relative
 from retort.algos.aggregate import dr_grpo, sequence_mean, sequence_sum, token_mean
 from retort.algos.base import Aggregate, Credit, Options, Recipe, Student, Term, TokenBatch
 from retort.algos.divergences import k2, k3, straight_through
-from retort.algos.surrogates import importance, ppo
+from retort.algos.surrogates import held, importance, ppo, ratio_of
 from torch import Tensor
 
 
@@ -53,6 +53,11 @@ class PolicyOptions(RewardOptions):
     clip_low: float = Field(default=0.2, gt=0, le=1)
     clip_high: float = Field(default=0.2, gt=0)
     dual_clip: float | None = Field(default=None, gt=1)
+
+    @property
+    def clips(self) -> dict[str, Any]:
+        """The three bounds, as the surrogates name them."""
+        return {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": self.dual_clip}
 
 
 class GRPOOptions(PolicyOptions):
@@ -87,9 +92,9 @@ def policy_term(
     aggregate: Aggregate = token_mean,
 ) -> Term:
     """The clipped surrogate over `mask`."""
-    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high, "dual_clip": options.dual_clip}
-    value = ppo(student.logp, batch.proximal_logp, credit.advantage, **clips) * credit.weight["behaviour"]  # type: ignore[arg-type]
-    return Term("policy", value, mask, weight, aggregate, active=mask & (credit.advantage != 0))
+    value = ppo(student.logp, batch.proximal_logp, credit.advantage, **options.clips) * credit.weight["behaviour"]
+    at_bound = held(ratio_of(student.logp, batch.proximal_logp), credit.advantage, **options.clips)
+    return Term("policy", value, mask, weight, aggregate, active=mask & (credit.advantage != 0), clipped=at_bound)
 
 
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: GRPOOptions) -> tuple[Term, ...]:

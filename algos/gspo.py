@@ -17,7 +17,7 @@ from pydantic import Field
 from retort.algos import grpo
 from retort.algos.aggregate import sequence_mean
 from retort.algos.base import Credit, Student, Term, TokenBatch
-from retort.algos.surrogates import clipped, sequence_ratio
+from retort.algos.surrogates import clipped, held, sequence_ratio
 
 
 class GSPOOptions(grpo.PolicyOptions):
@@ -30,9 +30,9 @@ class GSPOOptions(grpo.PolicyOptions):
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: GSPOOptions) -> tuple[Term, ...]:
     """The clipped surrogate of the row's ratio."""
     ratio = sequence_ratio(student.logp, batch.proximal_logp, batch.mask)
-    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high, "dual_clip": options.dual_clip}
-    value = clipped(ratio, credit.advantage, **clips) * credit.weight["behaviour"]  # type: ignore[arg-type]
-    return (Term("policy", value, batch.mask, 1.0, sequence_mean, active=batch.mask & (credit.advantage != 0)),)
+    value = clipped(ratio, credit.advantage, **options.clips) * credit.weight["behaviour"]
+    live, at_bound = batch.mask & (credit.advantage != 0), held(ratio, credit.advantage, **options.clips)
+    return (Term("policy", value, batch.mask, 1.0, sequence_mean, active=live, clipped=at_bound),)
 
 
 RECIPE = replace(grpo.RECIPE, options=GSPOOptions, loss=loss)

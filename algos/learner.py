@@ -80,7 +80,8 @@ class UpdateStats:
     """What one update did.
 
     loss: weighted sum of `terms`, each by its name. shares: of the model's tokens, those that a term depends on.
-    slopes: the norm of each weighted term's gradient for the student's log-probs. grad_norm: before clipping.
+    slopes: the norm of each weighted term's gradient for the student's log-probs. weights: of the terms. clips: of a
+    term's tokens, those that a bound of the loss holds. grad_norm: before clipping.
     tokens: read by the model, without padding; scored: that a term depends on. gap: nats, the largest distance of a
     scored token's log-prob from its proximal one, before the step. skipped: why no step was made, or "".
     """
@@ -89,6 +90,8 @@ class UpdateStats:
     terms: Mapping[str, float]
     shares: Mapping[str, float]
     slopes: Mapping[str, float]
+    weights: Mapping[str, float]
+    clips: Mapping[str, float]
     grad_norm: float
     lr: float
     tokens: int
@@ -102,6 +105,8 @@ class UpdateStats:
         known = {f"loss_{name}": value for name, value in self.terms.items()}
         known |= {f"tokens_{name}": value for name, value in self.shares.items()}
         known |= {f"slope_{name}": value for name, value in self.slopes.items()}
+        known |= {f"weight_{name}": value for name, value in self.weights.items()}
+        known |= {f"clip_{name}": value for name, value in self.clips.items()}
         rest: dict[str, float | int | str] = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, **known}
         counts = {"tokens_read": self.tokens, "tokens_scored": self.scored, "micro_batches": self.micro_batches}
         return {**rest, **counts, "skipped": self.skipped}
@@ -167,21 +172,20 @@ class Learner:
             raise ValueError("a term has a token at position 0, which nothing stands before")
         lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
         rows = np.flatnonzero(lengths)
-        shares = {term.name: _live(term).sum().item() / max(1, int(batch.mask.sum())) for term in terms}
-        values, squares = dict.fromkeys(shares, 0.0), dict.fromkeys(shares, 0.0)
-        gap = 0.0
+        live = {term.name: int(_live(term).sum()) for term in terms}
+        tallies, gap = {name: np.zeros(3) for name in live}, 0.0
         micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
             index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
-            found, slopes, distance = self._backward(
+            found, distance = self._backward(
                 _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
             )
-            values = {name: values[name] + found[name] for name in values}
-            squares = {name: squares[name] + slopes[name] for name in squares}
+            tallies = {name: tallies[name] + found[name] for name in tallies}
             gap = max(gap, distance)
         self.model.eval()
+        values = {name: float(tally[0]) for name, tally in tallies.items()}
         total = sum(term.weight * values[term.name] for term in terms)
         read, scored = int((lengths[rows] - 1).sum()), int(needed.sum())
         norm = self._clip() if micro else 0.0
@@ -192,8 +196,21 @@ class Learner:
         if not skipped:
             self._step()
         self._zero()
-        slopes = {name: math.sqrt(square) for name, square in squares.items()}
-        return UpdateStats(total, values, shares, slopes, norm, rate, read, scored, len(micro), gap, skipped)
+        return UpdateStats(
+            loss=total,
+            terms=values,
+            shares={name: count / max(1, int(batch.mask.sum())) for name, count in live.items()},
+            slopes={name: math.sqrt(tally[1]) for name, tally in tallies.items()},
+            weights={term.name: term.weight for term in terms},
+            clips={t.name: tallies[t.name][2] / max(1, live[t.name]) for t in terms if t.clipped is not None},
+            grad_norm=norm,
+            lr=rate,
+            tokens=read,
+            scored=scored,
+            micro_batches=len(micro),
+            gap=gap,
+            skipped=skipped,
+        )
 
     def _backward(
         self,
@@ -203,9 +220,9 @@ class Learner:
         loss: Loss,
         options: Any,
         counts: Mapping[str, float],
-    ) -> tuple[dict[str, float], dict[str, float], float]:
-        """Adds the gradient of one micro-batch; returns of each term its share of the value, and the square of its
-        gradient for the student's log-probs, and the gap.
+    ) -> tuple[dict[str, list[float]], float]:
+        """Adds the gradient of one micro-batch; returns of each term its share of the value, the square of its gradient
+        for the student's log-probs and the tokens that it clipped, and the gap.
         """
         student = self._student(batch, needed)
         terms = loss(batch, credit, student, options)
@@ -216,9 +233,9 @@ class Learner:
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
         gap = (student.logp.detach() - batch.proximal_logp).abs().max()
-        told = torch.stack([gap, *(value.detach() for value in folded.values()), *squares.values()]).tolist()
-        count = len(folded) + 1
-        return dict(zip(folded, told[1:count], strict=True)), dict(zip(folded, told[count:], strict=True)), told[0]
+        clips = [_clipped(term) for term in terms]
+        told = torch.stack([gap, *(value.detach() for value in folded.values()), *squares.values(), *clips]).tolist()
+        return {name: told[1 + place :: len(terms)] for place, name in enumerate(folded)}, told[0]
 
     def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
         """The current weights' word on the needed tokens, and the proximal values elsewhere."""
@@ -280,6 +297,11 @@ class Learner:
 def _live(term: Term) -> Tensor:
     """[B,T] bool: the tokens that a term depends on."""
     return term.mask if term.active is None else term.mask & term.active
+
+
+def _clipped(term: Term) -> Tensor:
+    """How many of the tokens that a term depends on it clips."""
+    return term.value.new_zeros(()) if term.clipped is None else (_live(term) & term.clipped).sum().to(term.value.dtype)
 
 
 def _square(value: Tensor, student: Student) -> Tensor:

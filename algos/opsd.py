@@ -49,8 +49,14 @@ def divergence(student_logp: Tensor, teacher_logp: Tensor, *, beta: float = 0.0,
     Raises:
         ValueError: beta outside of 0 to 1.
     """
+    return _clipped(student_logp, teacher_logp, beta, clip)[0]
+
+
+def _clipped(student_logp: Tensor, teacher_logp: Tensor, beta: float, clip: float | None) -> tuple[Tensor, Tensor]:
+    """The divergence, and where an entry of the position was clipped."""
     summands = jsd_summands(student_logp, lift(teacher_logp).detach(), beta)
-    return (summands if clip is None else summands.clamp(max=clip)).sum(-1)
+    limit = float("inf") if clip is None else clip
+    return summands.clamp(max=limit).sum(-1), (summands > limit).any(-1)
 
 
 def credit(batch: TokenBatch, options: OPSDOptions) -> Credit:
@@ -63,8 +69,9 @@ def loss(batch: TokenBatch, credit: Credit, student: Student, options: OPSDOptio
     pair = sdpo.supports(batch, credit, student, options.rest)
     if pair is None:
         return ()
-    value = divergence(*pair, beta=options.beta, clip=options.clip) * credit.weight["behaviour"]
-    return (Term("distil", value, credit.mask["taught"], 1.0, token_mean),)
+    value, at_bound = _clipped(*pair, options.beta, options.clip)
+    value = value * credit.weight["behaviour"]
+    return (Term("distil", value, credit.mask["taught"], 1.0, token_mean, clipped=at_bound),)
 
 
 RECIPE = Recipe(options=OPSDOptions, credit=credit, loss=loss, views=views, support="student", channels=1)

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from retort.algos import grpo
 from retort.algos.aggregate import lift, token_mean
 from retort.algos.base import Credit, Recipe, Student, TeacherOptions, Term, TokenBatch
-from retort.algos.surrogates import ppo
+from retort.algos.surrogates import held, ppo, ratio_of
 from retort.feedback.contrast import MOST_WRONG, Contrast, views
 from torch import Tensor
 
@@ -101,13 +101,13 @@ def contrasted(batch: TokenBatch, options: RLCSDOptions) -> Credit:
 
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: RLCSDOptions) -> tuple[Term, ...]:
     """The surrogate, over the selected tokens and over all others, each by its own mean."""
-    clips = {"clip_low": options.clip_low, "clip_high": options.clip_high, "dual_clip": options.dual_clip}
-    value = ppo(student.logp, batch.proximal_logp, credit.advantage, **clips) * credit.weight["behaviour"]  # type: ignore[arg-type]
+    value = ppo(student.logp, batch.proximal_logp, credit.advantage, **options.clips) * credit.weight["behaviour"]
+    at_bound = held(ratio_of(student.logp, batch.proximal_logp), credit.advantage, **options.clips)
     selected, live = credit.mask["selected"], credit.advantage != 0
     others = batch.mask & ~selected
     return (
-        Term("policy", value, others, 1.0, token_mean, active=others & live),
-        Term("contrast", value, selected, options.eta, token_mean, active=selected & live),
+        Term("policy", value, others, 1.0, token_mean, active=others & live, clipped=at_bound),
+        Term("contrast", value, selected, options.eta, token_mean, active=selected & live, clipped=at_bound),
     )
 
 

@@ -106,7 +106,7 @@ def credit(batch: TokenBatch, options: SDAROptions) -> Credit:
     count = max(1, int(taught.sum()))
     metrics = {**found.metrics, "tokens_taught": count / max(1, int(batch.mask.sum())) if taught.any() else 0.0}
     metrics["gate"] = open_.sum().item() / count
-    return Credit(found.advantage, found.weight, {"sdar": taught}, metrics=metrics)
+    return Credit(found.advantage, {**found.weight, "gate": open_}, {"sdar": taught}, metrics=metrics)
 
 
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: SDAROptions) -> tuple[Term, ...]:

@@ -23,7 +23,7 @@ from retort.algos.aggregate import lift, token_mean
 from retort.algos.base import Credit, Options, Recipe, Student, TeacherOptions, Term, TokenBatch
 from retort.algos.divergences import Rest, jsd, restrict, with_rest
 from retort.algos.grpo import Correction
-from retort.algos.surrogates import importance
+from retort.algos.surrogates import importance, ratio_of
 from retort.feedback.reprompt import Reprompt, views
 from torch import Tensor
 
@@ -111,7 +111,8 @@ def distil_terms(
     value = divergence * ratio * credit.weight["behaviour"]
     if "entropy" in credit.weight:
         value = value * credit.weight["entropy"]
-    return (Term("distil", value, mask, weight, token_mean),)
+    at_bound = ratio_of(student.logp, batch.proximal_logp) > options.is_clip
+    return (Term("distil", value, mask, weight, token_mean, clipped=at_bound),)
 
 
 def loss(batch: TokenBatch, credit: Credit, student: Student, options: SDPOOptions) -> tuple[Term, ...]:

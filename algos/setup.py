@@ -27,6 +27,7 @@ from retort.algos.base import Memory, Recipe, TeacherOptions
 from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
 from retort.algos.learner import Learner
+from retort.algos.probe import Probe
 from retort.algos.runs import Run, check
 from retort.algos.teacher import Teacher
 from retort.algos.traces import examples, texts
@@ -50,6 +51,7 @@ class Parts:
     reference: Teacher | None
     memory: Memory | None
     episodes: Episodes
+    probe: Probe
 
 
 @contextmanager
@@ -74,6 +76,7 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
     needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
+    probe = Probe(learner, teacher, reference, config.probe_every if recipe.rollouts else 0)
     memory = recipe.memory(config.options) if recipe.memory else None
     cohorts = config.sampling.cohorts
     policy = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
@@ -81,13 +84,13 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         rows = examples(played, chat, config.traces, reprompt, config.seed)
         count = config.prompts * config.group_size
         traces = expert_traces(rows, count=count, seed=config.seed)
-        yield Parts(policy, chat, learner, teacher, reference, memory, traces)
+        yield Parts(policy, chat, learner, teacher, reference, memory, traces, probe)
         return
     with training_runner(config, policy, chat) as (runner, tasks):
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
         again = getattr(config.options, "resample", 0)
         rollouts = own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again)
-        yield Parts(policy, chat, learner, teacher, reference, memory, rollouts)
+        yield Parts(policy, chat, learner, teacher, reference, memory, rollouts, probe)
 
 
 @contextmanager

@@ -25,8 +25,13 @@ def ppo(
     dual_clip: c above 1; where A < 0 the loss is at most -A c (Ye et al. 2020, arXiv:1912.09729).
     Source: Schulman et al. 2017, arXiv:1707.06347; a higher upper bound is DAPO's (arXiv:2503.14476).
     """
-    ratio = (lift(logp) - lift(old_logp).detach()).clamp(-LIMIT, LIMIT).exp()
+    ratio = ratio_of(logp, old_logp)
     return clipped(ratio, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+
+
+def ratio_of(logp: Tensor, old_logp: Tensor) -> Tensor:
+    """exp(logp - old_logp), finite whatever they are. Gradient reaches `logp` alone."""
+    return (lift(logp) - lift(old_logp).detach()).clamp(-LIMIT, LIMIT).exp()
 
 
 def clipped(
@@ -45,6 +50,14 @@ def clipped(
     if dual_clip is not None:
         loss = loss.minimum(-advantage * dual_clip).where(advantage < 0, loss)
     return loss
+
+
+def held(
+    ratio: Tensor, advantage: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None
+) -> Tensor:
+    """[B,T] bool: the tokens that `clipped` holds at a bound, so that they have no gradient."""
+    outside = ((advantage > 0) & (ratio > 1 + clip_high)) | ((advantage < 0) & (ratio < 1 - clip_low))
+    return outside if dual_clip is None else outside | ((advantage < 0) & (ratio > dual_clip))
 
 
 def sequence_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:

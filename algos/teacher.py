@@ -39,16 +39,18 @@ class Teacher:
         views: Sequence[TeacherView],
         *,
         ids: Sequence[Tensor] | None,
+        k: int = 0,
         entropy: bool,
         temperature: Sequence[float],
         max_tokens: int,
     ) -> list[Scored]:
-        """Scores of the tokens that each view covers. ids: [n,K] the student's support at those tokens."""
+        """Scores of the tokens that each view covers. ids: [n,K] the student's support there, or the own top `k`."""
         return score_tokens(
             self.scorer,
             [view.token_ids for view in views],
             [view.at for view in views],
             ids=ids,
+            k=k,
             entropy=entropy,
             temperature=temperature,
             max_tokens=max_tokens,

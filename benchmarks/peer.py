@@ -87,6 +87,7 @@ def ours(model: str, prompts: Sequence[str], threads: int) -> Iterator[Any]:
             "concurrency": PROMPTS * GROUP,
             "threads": threads,
             "store_rollouts": False,
+            "probe_every": 0,
             "sampling": {"turn_tokens": MAX_NEW_TOKENS},
             "learner": {"optimiser": "adamw", "lr": RATE},
         }

@@ -1,0 +1,62 @@
+"""What the teacher of a step sees of its episodes, and what it says of the student's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from retort.agents.base import Trajectory
+from retort.agents.chat import Chat
+from retort.agents.scoring import Scored
+from retort.algos.base import Memory, Recipe, TokenBatch
+from retort.algos.batch import Rows
+from retort.algos.config import TrainConfig
+from retort.algos.teacher import Teacher
+from retort.feedback.base import TeacherView
+
+
+def teacher_views(
+    recipe: Recipe,
+    config: TrainConfig,
+    chat: Chat,
+    memory: Memory | None,
+    trajectories: Sequence[Trajectory],
+    rows: Rows,
+    step: int,
+) -> list[TeacherView]:
+    """What the teacher sees of each group. Shuffled feedback is another group's, by a seeded rotation."""
+    if not recipe.channels or config.feedback == "none":
+        return []
+    order = sorted({trajectory.group for trajectory in trajectories})
+    members = {group: [i for i, item in enumerate(trajectories) if item.group == group] for group in order}
+    if config.feedback == "shuffled" and len(order) < 2:
+        return []  # the infrastructure failed in all other groups, and a group's own feedback is no control
+    turn = int(np.random.default_rng([config.seed, step]).integers(1, len(order))) if len(order) > 1 else 0
+    found: list[TeacherView] = []
+    for place, group in enumerate(order):
+        giver = order[(place + turn) % len(order)] if config.feedback == "shuffled" else group
+        found += (memory or recipe).views(
+            [trajectories[index] for index in members[group]],
+            [trajectories[index] for index in members[giver]],
+            [rows.of[index] for index in members[group]],
+            chat,
+            config.options,
+        )
+    return found
+
+
+def teacher_scores(
+    recipe: Recipe, config: TrainConfig, teacher: Teacher | None, views: Sequence[TeacherView], batch: TokenBatch
+) -> list[Scored]:
+    """The teacher's scores of the student's tokens, at the student's support and the student's temperature."""
+    if teacher is None or not views:
+        return []
+    support = batch.support_ids
+    return teacher.score(
+        views,
+        ids=None if support is None else [support[view.row, torch.from_numpy(view.covers)] for view in views],
+        entropy=recipe.teacher_entropy,
+        temperature=[float(batch.temperature[view.row]) for view in views],
+        max_tokens=config.learner.micro_tokens,
+    )
