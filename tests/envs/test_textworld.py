@@ -264,6 +264,7 @@ def test_a_lost_cache_is_made_again_and_two_may_ask_at_once(tmp_path: Path, monk
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     before = random.getstate(), np.random.get_state()[2], set(os.listdir("/tmp")), threading.active_count()
+    children = set(psutil.Process().children())  # other tests' engine among them
     wanted = ("treasure_hunter", 1, 3000, digest("treasure_hunter", 3000))
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(lambda _: game_file(*wanted), range(2)))
@@ -279,7 +280,7 @@ def test_a_lost_cache_is_made_again_and_two_may_ask_at_once(tmp_path: Path, monk
     assert list((tmp_path / "home").iterdir()) == []
     assert before[:2] == (random.getstate(), np.random.get_state()[2])
     assert not [name for name in set(os.listdir("/tmp")) - before[2] if name.startswith(("tmp_inform", "tw_"))]
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= children
 
 
 @pytest.mark.slow
