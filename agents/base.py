@@ -37,6 +37,9 @@ class Origin(IntEnum):
     PRIVILEGED = 3
 
 
+SAMPLED = np.uint8(Origin.SAMPLED)  # looked up for every row
+
+
 class Finish(StrEnum):
     """Why a completion ended."""
 
@@ -209,7 +212,7 @@ class Row:
     @property
     def mask(self) -> Bool:
         """True on the tokens that the model sampled."""
-        result: Bool = self.origin == Origin.SAMPLED
+        result: Bool = self.origin == SAMPLED
         return result
 
 
