@@ -70,7 +70,7 @@ def check_env_command(
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="grpo, sdpo, srpo, sft, or a module with a RECIPE.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A file of algos/ (grpo, srpo, sdar, ...), or a module.")] = None,
     env: Annotated[str | None, typer.Option(help="Environment id; by default retort/Shell-v0.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random derives from it; by default 0.")] = None,
