@@ -78,7 +78,7 @@ class BwrapSandbox(Guest):
             os.close(info_in)
             info_in = -1
             ours.settimeout(START_S)
-            init.receive(ours, MiB)
+            init.receive(ours, MiB, json.loads)
             self._inner = os.pidfd_open(json.loads(_until_end(info))["child-pid"])
         except BaseException as error:
             ours.close()

@@ -100,10 +100,14 @@ def make(where: Tree, limits: Limits) -> Group:
 
 def sweep(where: Tree) -> None:
     """End what is in the groups of supervisors that are dead, which is on its way out already, and remove them."""
+    dead: dict[str, bool] = {owner(): False}  # by owner, who may have many
     for top in {parent / "retort" for parent in where.parents.values()}:
-        for folder in list(top.iterdir()) if top.is_dir() else []:
-            if folder.is_dir() and is_dead(folder.name):
-                _end(folder)
+        for name in os.listdir(top) if top.is_dir() else []:
+            whose = "-".join(name.split("-")[:3])
+            if whose not in dead:
+                dead[whose] = is_dead(whose)
+            if dead[whose] and (top / name).is_dir():
+                _end(top / name)
 
 
 def _end(folder: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -74,7 +75,7 @@ class DockerSandbox(Guest):
                 container.start()
                 ours = _accept(listener, container)
                 ours.settimeout(START_S)
-                init.receive(ours, MiB)
+                init.receive(ours, MiB, json.loads)
             except BaseException as error:
                 self._kill()
                 if not isinstance(error, _failures()):

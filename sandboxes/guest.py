@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import marshal
 import os
 import signal
 import socket
@@ -73,8 +74,8 @@ class Guest:
             if self._closed:
                 raise SandboxClosed(self._closed)
             try:
-                send(self._channel, [name, arguments], blobs, fds)
-                reply, data, got = receive(self._channel, _tree_bytes(self.limits) + 64 * MiB)
+                send(self._channel, [name, arguments], blobs, fds, encode)
+                reply, data, got = receive(self._channel, _tree_bytes(self.limits) + 64 * MiB, json.loads)
             except (EOFError, OSError, ValueError, KeyboardInterrupt) as error:
                 self._closed = f"the sandbox's init is gone or does not answer ({name}: {error!r})"
                 self._end()
@@ -336,7 +337,7 @@ def configuration(
     sizes = [size for size in (limits.file_bytes, limits.disk_mb and limits.disk_mb * MiB) if size is not None]
     if sizes:
         rlimits["RLIMIT_FSIZE"] = min(sizes)
-    return json.dumps(
+    return encode(
         {
             **channel,
             "work": work,
@@ -347,7 +348,13 @@ def configuration(
             "bash": list(bash),
             "rlimits": rlimits,
         }
-    )
+    ).hex()
+
+
+def encode(value: Any) -> bytes:
+    """Plain objects, as any Python inside reads them. Raises TypeError for others, of which marshal takes some."""
+    json.dumps(value)
+    return marshal.dumps(value, 2)
 
 
 def demand(limits: Limits, name: str, why: str) -> str:

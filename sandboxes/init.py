@@ -5,7 +5,8 @@ a private socket, inherited or connected to by its path, request by request. The
 socket. As PID 1 of its own namespace it cannot be killed, stopped or traced from inside; when the socket closes it
 exits, and the namespace goes with it.
 
-A message is a header (sizes), a JSON object and raw bytes; file descriptors travel beside it.
+A message is a header (sizes), an object and raw bytes; file descriptors travel beside it. What it is asked comes by
+marshal, which needs no import; it answers in JSON, since marshal must not read what comes from inside.
 """
 
 from __future__ import annotations
@@ -13,45 +14,76 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
+import marshal
 import os
 import resource
 import select
-import signal
-import socket
 import stat
 import struct
 import sys
 import termios
 import time
+from _json import encode_basestring_ascii as quoted
 
-TYPE_CHECKING = False  # importing typing takes a tenth of a start
+TYPE_CHECKING = False  # importing typing takes a tenth of a start; json, and what makes enums of numbers, a third
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import signal
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
+else:
+    import _signal as signal
+    import _socket as socket
 
-HEADER = struct.Struct("!IQ")
+HEADER, INT = struct.Struct("!IQ"), struct.Struct("i")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 TOO_MANY = 100_000  # entries in one tree
 
 
-def send(channel: socket.socket, message: object, blobs: Sequence[bytes] = (), fds: Sequence[int] = ()) -> None:
+def text(value: Any) -> bytes:
+    """Plain objects as JSON."""
+    return _text(value).encode()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join([f"{quoted(name)}:{_text(below)}" for name, below in value.items()]) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join([_text(below) for below in value]) + "]"
+    return str(int(value))
+
+
+def send(
+    channel: socket.socket,
+    message: object,
+    blobs: Sequence[bytes] = (),
+    fds: Sequence[int] = (),
+    encode: Callable[[Any], bytes] = text,
+) -> None:
     """Send one message; `fds` arrive as duplicates."""
-    text = json.dumps([message, [len(blob) for blob in blobs]]).encode()
-    data = b"".join([HEADER.pack(len(text), sum(map(len, blobs))), text, *blobs])
-    sent = socket.send_fds(channel, [data], list(fds)) if fds else channel.send(data)
+    told = encode([message, [len(blob) for blob in blobs]])
+    data = b"".join([HEADER.pack(len(told), sum(map(len, blobs))), told, *blobs])
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+    sent = channel.sendmsg([data], beside)
     if sent < len(data):
         channel.sendall(memoryview(data)[sent:])
 
 
-def receive(channel: socket.socket, limit: int) -> tuple[Any, list[bytes], list[int]]:
+def receive(
+    channel: socket.socket, limit: int, decode: Callable[[bytes], Any] = marshal.loads
+) -> tuple[Any, list[bytes], list[int]]:
     """Take one message: (object, blobs, fds). Raises EOFError at the end, ValueError past `limit` bytes."""
-    head, fds, _, _ = socket.recv_fds(channel, HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
+    head, beside, _, _ = channel.recvmsg(HEADER.size, socket.CMSG_SPACE(8 * INT.size), socket.MSG_CMSG_CLOEXEC)
+    fds = [number for _, _, data in beside for (number,) in INT.iter_unpack(data[: len(data) // INT.size * INT.size])]
     head += _exactly(channel, HEADER.size - len(head)) if len(head) < HEADER.size else b""
-    text_size, blob_size = HEADER.unpack(head)
-    if text_size + blob_size > limit:
-        raise ValueError(f"a message of {text_size + blob_size} bytes, more than {limit}")
-    message, sizes = json.loads(_exactly(channel, text_size))
+    size, blob_size = HEADER.unpack(head)
+    if size + blob_size > limit:
+        raise ValueError(f"a message of {size + blob_size} bytes, more than {limit}")
+    message, sizes = decode(bytes(_exactly(channel, size)))
     body, blobs, start = memoryview(_exactly(channel, blob_size)), [], 0
     for size in sizes:
         blobs.append(bytes(body[start : start + size]))
@@ -455,13 +487,13 @@ def _find(program: str, path: str) -> str:
 
 
 def main() -> None:
-    config = json.loads(sys.argv[1])
+    config = marshal.loads(bytes.fromhex(sys.argv[1]))
     if "socket" in config:
-        channel = socket.socket(socket.AF_UNIX)
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         channel.connect(config["socket"])
     else:
         channel = socket.socket(fileno=config["fd"])
-        channel.set_inheritable(False)
+        os.set_inheritable(config["fd"], False)
     # While it may: what cannot be traced cannot open its own either.
     config["oom_score"] = os.open("/proc/self/oom_score_adj", os.O_RDWR)
     libc = ctypes.CDLL(None, use_errno=True)

@@ -23,7 +23,7 @@ def is_dead(name: str) -> bool:
     False for whatever cannot be told from here: another namespace's, or a name that is not ours.
     """
     namespace, pid, *_ = [*name.split("-"), "", ""]
-    if namespace != owner().split("-")[0] or not pid.isdigit():
+    if not pid.isdigit() or namespace != owner().split("-")[0]:
         return False
     try:
         os.kill(int(pid), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -50,7 +51,7 @@ class UnsafeSandbox(Guest):
         theirs.close()
         try:
             ours.settimeout(30)
-            init.receive(ours, MiB)
+            init.receive(ours, MiB, json.loads)
         except (EOFError, OSError) as error:
             ours.close()
             self._process.kill()

@@ -121,8 +121,8 @@ def test_an_init_that_fails_says_why_and_its_container_is_removed(
     docker: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = containers()
-    monkeypatch.setattr(module, "configuration", lambda *_, **__: "no JSON")
-    with pytest.raises(SandboxStartupError, match=r"did not start: Traceback(.|\n)*JSONDecodeError"):
+    monkeypatch.setattr(module, "configuration", lambda *_, **__: "not hexadecimal")
+    with pytest.raises(SandboxStartupError, match=r"did not start: Traceback(.|\n)*ValueError"):
         docker()
     assert containers() == before
 
