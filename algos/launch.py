@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retort.agents.chat import Chat
+from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
@@ -25,6 +26,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     make(config.env, split="train", **config.env_args).close()
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
+        look_up(config.model)
         Chat.load(config.model)
         if rollouts and config.traces != TraceOptions():
             raise ConfigError("traces.* are for sft and for cold-starting the tiny model, and this run does neither")

@@ -300,7 +300,8 @@ def test_a_model_folder_without_a_tokenizer(trained: Path, tmp_path: Path, here:
 
 
 def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
-    refused(here("eval", "--model", trained), "did you mean", "step-000002")
+    for command in (["eval"], ["train", "grpo"]):
+        refused(here(*command, "--model", trained), "did you mean", "step-000002")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,10 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["demo", "--set", "stepz=3"], ["unknown key 'stepz'", "did you mean 'steps'"]),
         (["eval", "--split", "tests"], ["unknown split 'tests'", "did you mean 'test'"]),
         (["eval", "--model", "golden"], ["unknown model 'golden'", "did you mean 'gold'"]),
-        (["eval", "--model", "/no/such/folder"], ["/no/such/folder"]),
+        (["eval", "--model", "/no/such/folder"], ["expected a checkpoint folder, found nothing at /no/such/folder"]),
+        (["eval", "--model", "tiny"], ["tiny is a model without training"]),
+        (["train", "grpo", "--model", "./nope"], ["expected a checkpoint folder, found nothing at", "nearest: "]),
+        (["train", "grpo", "--model", "gold"], ["gold plays and cannot be trained: expected tiny"]),
         (["eval", "--k", "1,x"], ["expected whole numbers such as 1,4,8"]),
         (["eval", "--k", "4", "-n", "2"], ["expected 1 <= k <= n=2, found [4]"]),
         (["eval", "--env-arg", "sandbox=bwarp"], ["unknown sandbox 'bwarp'", "did you mean 'bwrap'"]),
