@@ -41,6 +41,10 @@ class UsageError(ValueError):
     """Something that the user can mend; the message says what was expected, what was found and the nearest choice."""
 
 
+class NoGold(UsageError):
+    """An environment knows no solution of its tasks; the message says how to give it one."""
+
+
 class MissingPackage(UsageError, ImportError):
     """An environment's package is not installed; the message has the command that installs it."""
 
@@ -243,7 +247,8 @@ class TextEnv(gymnasium.Env[str, str]):
 
     @abstractmethod
     def gold(self, observation: str) -> str:
-        """The next action of a solution that scores 1, given the state the environment is in."""
+        """The next action of a solution that scores 1, given the state the environment is in. Raises NoGold where none
+        is known: then nothing shows that the tasks can be solved."""
 
     def near_misses(self) -> Sequence[Sequence[str]]:
         """Plausible wrong plans for the current task, each a list of actions that does not score 1. May be empty."""

@@ -59,13 +59,14 @@ def check_env_command(
 
     env = make(env_id, **dict(parse(setting) for setting in settings or ()))
     try:
-        check_env(env)
+        unchecked = check_env(env)
     except CheckError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     finally:
         env.close()
-    console.print(f"{env_id} keeps the contract", markup=False, soft_wrap=True)
+    limits = f", as far as it can be checked: {unchecked}" if unchecked else ""
+    console.print(f"{env_id} keeps the contract{limits}", markup=False, soft_wrap=True)
 
 
 @app.command()
