@@ -18,6 +18,7 @@ from retort.agents.base import Policy
 from retort.agents.chat import Chat
 from retort.agents.lookup import SCRIPTS, look_up
 from retort.envs.base import UsageError, nearest
+from retort.envs.raised import is_missing
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,18 @@ def _built_in(name: str, given: Mapping[str, Any]) -> Player:
 def _own_script(path: str, given: Mapping[str, Any]) -> Player:
     refuse_unknown(given, (), "a script")
     module, _, name = path.rpartition(":")
+    where = f"model script:{path}: expected script:MODULE:NAME"
+    if not module or module.startswith("."):
+        raise UsageError(f"{where}, such as script:my_agent:play")
     try:
-        script = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"model script:{path}: expected script:MODULE:NAME, found none there: {error}") from error
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not is_missing(module, error):
+            raise
+        raise UsageError(f"{where}: {error}") from error
+    if not callable(script := getattr(found, name, None)):
+        offered = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == module]
+        raise UsageError(f"{where} with a function of that name in {module}; {nearest(name, offered)}")
     chat = scripted.byte_chat()
     policy = scripted.ScriptedPolicy(script, chat, name=f"script:{path}", threads=256)
     return Player(policy, chat, bounded=False, counted=False)

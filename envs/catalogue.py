@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from retort.envs.base import SPLITS, MissingPackage, TextEnv, UsageError, nearest
+from retort.envs.raised import is_missing
 from retort.sandboxes.base import SandboxError
 
 
@@ -35,8 +36,10 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
         env: gymnasium.Env[str, str] = gymnasium.make(spec, **arguments)
     except MissingPackage as error:
         raise MissingPackage(f"{env_id}: {error}") from error
-    except (TypeError, ValueError, KeyError) as error:
+    except ValueError as error:
         raise UsageError(f"{env_id} cannot be made with {arguments}: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{env_id} cannot be made with {arguments}: {type(error).__name__}: {error}") from error
     if not isinstance(env.unwrapped, TextEnv):
         raise UsageError(f"{env_id}: expected a retort.envs.base.TextEnv, found {type(env.unwrapped).__name__}")
     return env
@@ -53,6 +56,8 @@ def found(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
+            if not is_missing(module, error):
+                raise
             raise UsageError(
                 f"{env_id}: expected module:namespace/Name-v0 with a module that registers it: {error}"
             ) from error

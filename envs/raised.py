@@ -6,7 +6,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def told(error: BaseException) -> str:
@@ -17,7 +18,10 @@ def told(error: BaseException) -> str:
 
 
 def own_place(error: BaseException) -> str | None:
-    """The innermost "file:line" that is neither Retort's nor installed, or None. Relative where it can be."""
+    """The innermost "file:line" that is neither Retort's nor installed, in the error or in what caused it; or None.
+
+    The file is relative where it lies below the working folder.
+    """
     places: list[tuple[str | None, int | None]] = (
         [(error.filename, error.lineno)] if isinstance(error, SyntaxError) else []
     )
@@ -25,7 +29,12 @@ def own_place(error: BaseException) -> str | None:
         if str(frame.f_globals.get("__name__")).partition(".")[0] != "retort":
             places.append((frame.f_code.co_filename, line))
     for file, number in places:
-        if file and not file.startswith(("<", *INSTALLED)):
-            path = Path(file)
+        path = Path(file or "<")
+        if not str(path).startswith(("<", *LIBRARY)) and INSTALLED.isdisjoint(path.parts):
             return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{number}"
-    return None
+    return own_place(error.__cause__) if error.__cause__ is not None else None
+
+
+def is_missing(module: str, error: ModuleNotFoundError) -> bool:
+    """Whether the module itself, or a package that it lies in, is not there, and not something that it imports."""
+    return error.name is not None and f"{module}.".startswith(f"{error.name}.")

@@ -22,7 +22,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from retort.agents.evaluate import Session
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="A gym that answers back.", rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="A gym that answers back.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 console = Console()
 
 EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
@@ -275,10 +281,11 @@ def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = Non
 
 
 def main() -> None:
-    """Runs a command; what the user can mend is one clear line and exit code 2."""
+    """Runs a command; what the user can mend is one clear line and exit code 2. RETORT_DEBUG=1 shows the traceback."""
     import gymnasium
 
     from retort.envs.base import UsageError
+    from retort.envs.raised import own_place, told
     from retort.sandboxes.base import SandboxError
 
     # So that an environment of one's own, `my_env:me/Name-v0`, is found here; last, so that it hides nothing installed.
@@ -286,6 +293,10 @@ def main() -> None:
         sys.path.append(os.getcwd())
     try:
         app()
-    except (UsageError, SandboxError, OSError, gymnasium.error.Error) as error:
-        typer.echo(f"retort: {error}", err=True)
+    except Exception as error:
+        known, place = isinstance(error, UsageError | SandboxError | OSError | gymnasium.error.Error), own_place(error)
+        if os.environ.get("RETORT_DEBUG") or not (known or place):
+            raise
+        said = told(error) if not known else f"{error} ({place})" if place else str(error)
+        typer.echo(f"retort: {said}" + ("; RETORT_DEBUG=1 shows the traceback" if place else ""), err=True)
         raise SystemExit(2) from error

@@ -152,6 +152,52 @@ def test_check_env_of_what_breaks_the_contract(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+BROKEN = {
+    "lacks": "import numpyy\n",
+    "odd": "x = (\n",
+    "stops": "\nraise RuntimeError('at import')\n",
+    "divides": """
+import gymnasium
+from retort.envs.single import single_turn
+def verify(prompt, answer):
+    return 1 / 0, None
+gymnasium.register("me/Own-v0", single_turn(["a", "b", "c", "d"], verify, answers=str.upper))
+def play(env):
+    return 1 / 0
+RECIPE = None
+""",
+}
+
+
+def test_what_ones_own_module_raises_is_one_line(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in BROKEN.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lacks = "ModuleNotFoundError: No module named 'numpyy' (lacks.py:1); RETORT_DEBUG=1"
+    for arguments, said in (
+        (["check-env", "lacks:me/Own-v0"], lacks),
+        (["eval", "--model", "script:lacks:play"], lacks),
+        (["train", "lacks.recipe"], lacks),
+        (["eval", "--env", "odd:me/Own-v0"], "SyntaxError: '(' was never closed (odd.py:1)"),
+        (["train", "sft", "--env", "stops:me/Own-v0"], "RuntimeError: at import (stops.py:2)"),
+        (["eval", "--limit", "1", "--model", "script:divides:play"], "division by zero (divides.py:8)"),
+        (["eval", "--limit", "1", "--model", "script:divides:pay"], "of that name in divides; did you mean 'play'"),
+        (["eval", "--env", "divides:me/Own-v0"], "nothing counted: no episode could be played; the first of 1 failed"),
+        (["eval", "--env", "divides:me/Own-v0"], "ZeroDivisionError: division by zero (divides.py:5)"),
+    ):
+        done = here(*arguments)
+        refused(done, said)
+        assert "success 0.00" not in done.stderr
+    done = here("check-env", "divides:me/Own-v0")
+    assert done.returncode == 1
+    assert "raised ZeroDivisionError: division by zero (divides.py:5)" in done.stdout
+    monkeypatch.setenv("RETORT_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["retort", "check-env", "lacks:me/Own-v0"])
+    with pytest.raises(ModuleNotFoundError, match="numpyy"):
+        main()
+
+
 @pytest.mark.parametrize("model", ["gold", "null", "random"])
 def test_eval_of_a_script(model: str, tmp_path: Path) -> None:
     done = retort("eval", "--model", model, "--limit", "18", "--json", cwd=tmp_path)
