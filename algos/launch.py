@@ -59,10 +59,12 @@ def cold_config(config: TrainConfig) -> TrainConfig:
 def cold_start(config: TrainConfig, folder: Path, watch: Watch = silent) -> Path:
     """The checkpoint of a finished `cold_config` run: made, gone on with, or found in `folder`.
 
+    watch: hears of its stages as "cold start: STAGE".
+
     Raises:
         ConfigError: the folder holds a run of another configuration.
     """
     run = Run.create_or_open(folder, config)
     if not run.checkpoints() or check(run.checkpoints()[-1]) < config.steps:
-        train(run, watch)
+        train(run, lambda stage, done, metrics: watch(f"cold start: {stage}", done, metrics))
     return run.checkpoints()[-1]
