@@ -139,6 +139,8 @@ def look(config: EvalConfig) -> Facts:
         raise UsageError(f"unknown split {config.split!r}; {nearest(config.split, SPLITS)}")
     if bad := [k for k in config.ks if not 1 <= k <= config.n]:
         raise UsageError(f"pass@k: expected 1 <= k <= n={config.n}, found {bad}")
+    if "split" in config.env_args:
+        raise UsageError("--env-arg split=...: expected --split, which also picks the tasks")
     env = make_env(config)
     try:
         tasks = [ref for ref in env.get_wrapper_attr("tasks")() if ref.split == config.split]

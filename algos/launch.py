@@ -22,6 +22,8 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
     """
+    if "split" in config.env_args:
+        raise ConfigError("env_args.split: a run trains on the train split; evaluate on another one")
     # What cannot be made or loaded leaves no folder behind.
     make(config.env, split="train", **config.env_args).close()
     rollouts = load_recipe(config.recipe).rollouts

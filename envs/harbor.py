@@ -58,6 +58,8 @@ class HarborEnv(TextEnv):
         SandboxError: from `reset`: no sandbox, no image, or a limit that cannot be held.
     """
 
+    needs = ("folder",)
+
     def __init__(
         self,
         folder: str | Path | None = None,

@@ -42,14 +42,15 @@ def envs(as_json: Json = False) -> None:
     """What can be made, with splits and task counts, and what is missing to use it."""
     from retort.envs.catalogue import catalogue
 
-    entries = catalogue()
     if as_json:
-        typer.echo(json.dumps(entries, indent=2))
+        typer.echo(json.dumps(list(catalogue()), indent=2))
         return
     table = Table("environment", "tasks by split", "missing")
-    for entry in entries:
-        counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items())
-        table.add_row(entry["id"], counts, entry.get("missing", ""))
+    with Console(stderr=True).status("making each") as status:
+        for entry in catalogue():
+            counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
+            table.add_row(entry["id"], counts, entry.get("missing", ""))
+            status.update(f"{entry['id']} is looked at")
     console.print(table)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from retort.cli import main
+from retort.doctor import examine
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ["traces.tasks=8", "per_task=2", "steps=2", "prompts=4", "group_size=1", "checkpoint_every=1", "threads=1"]
@@ -83,7 +84,10 @@ def test_envs() -> None:
     assert "missing" not in entries["retort/Shell-v0"]
     assert set(entries["retort/Shell-v0"]["tasks"]) == {"train", "validation", "test"}
     assert all(count > 0 for count in entries["retort/Shell-v0"]["tasks"].values())
-    assert "retort/Shell-v0" in retort("envs").stdout
+    assert entries["retort/Harbor-v0"] == {"id": "retort/Harbor-v0", "missing": "needs --env-arg folder=..."}
+    shown = retort("envs").stdout
+    assert "retort/Shell-v0" in shown
+    assert "needs --env-arg folder=..." in shown
 
 
 def test_envs_without_bubblewrap_says_what_is_missing(tmp_path: Path) -> None:
@@ -117,7 +121,8 @@ def test_doctor() -> None:
     assert done.returncode == 0
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert findings["bubblewrap"]["present"]
-    assert {"python", "training", "gpu", "docker", "vllm"} <= set(findings)
+    assert {"python", "training", "gpu", "docker", "vllm", "git"} <= set(findings)
+    assert findings["git"]["detail"].startswith("git version")
     assert "bubblewrap" in retort("doctor").stdout
 
 
@@ -128,6 +133,15 @@ def test_doctor_without_bubblewrap(tmp_path: Path) -> None:
     assert not finding["present"]
     assert "apt-get install bubblewrap" in finding["advice"]
     assert "sandbox=unsafe" in finding["advice"]
+    (git,) = (finding for finding in json.loads(done.stdout) if finding["name"] == "git")
+    assert git["advice"] == "apt-get install git; retort/Repair-v0 needs it"
+
+
+def test_doctor_says_in_a_sentence_that_no_engine_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    (docker,) = (finding for finding in examine() if finding.name == "docker")
+    assert (docker.present, docker.detail) == (False, "no engine answers")
+    assert docker.advice.startswith("apt-get install docker.io and start it, or set DOCKER_HOST")
 
 
 @pytest.mark.slow
@@ -377,7 +391,12 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["eval", "--k", "1,x"], ["expected whole numbers such as 1,4,8"]),
         (["eval", "--k", "4", "-n", "2"], ["expected 1 <= k <= n=2, found [4]"]),
         (["eval", "--env-arg", "sandbox=bwarp"], ["unknown sandbox 'bwarp'", "did you mean 'bwrap'"]),
-        (["eval", "--env-arg", "max_turn=3"], ["max_turn"]),
+        (
+            ["eval", "--env-arg", "max_turn=3"],
+            ["Shell-v0 takes no argument 'max_turn'; did you mean 'max_turns'? valid:"],
+        ),
+        (["eval", "--env-arg", "split=train"], ["--env-arg split=...: expected --split, which also picks the tasks"]),
+        (["train", "sft", "--set", "env_args.split=test"], ["env_args.split: a run trains on the train split"]),
         (["eval", "--env-arg", 'families=["delte"]'], ["delte", "did you mean 'delete'"]),
         (["eval", "--limit", "0"], ["--limit"]),
         (["eval", "--model-arg", "device=cpu"], ["gold takes no argument 'device'"]),
