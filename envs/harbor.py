@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gymnasium.error import ResetNeeded
 from retort.envs.base import (
@@ -58,7 +58,7 @@ class HarborEnv(TextEnv):
         SandboxError: from `reset`: no sandbox, no image, or a limit that cannot be held.
     """
 
-    needs = ("folder",)
+    needs: ClassVar[tuple[str, ...]] = ("folder",)
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,16 +26,44 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="A gym that answers back.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 console = Console()
 
+
+def at_least(least: int) -> Callable[[float | None], float | None]:
+    """Refuses a smaller number, and says which it was."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and value < least:
+            raise typer.BadParameter(f"expected at least {least}, found {value:g}")
+        return value
+
+    return check
+
+
 EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
-Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it.")]
+Seed = Annotated[int, typer.Option(callback=at_least(0), help="Everything random derives from it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"retort {version('retort-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _retort(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A gym that answers back. RETORT_DEBUG=1 shows the traceback of an error."""
 
 
 @app.command()
@@ -81,7 +110,9 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A file of algos/ (grpo, srpo, sdar, ...), or a module.")] = None,
     env: Annotated[str | None, typer.Option(help="Environment id; by default retort/Shell-v0.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random derives from it; by default 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(callback=at_least(0), help="Everything random derives from it; by default 0.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/RECIPE-ENV-seedN.")] = None,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
@@ -110,8 +141,13 @@ def train(
             run = launch(config, folder, bars)
     console.print(train_table(run))
     console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
+    evaluate = f"retort eval --env {run.config.env} --model"
+    console.print(f"next: {evaluate} {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
+    before = "" if run.config.model == "tiny" else f"{run.config.model}, or "
     console.print(
-        f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False, soft_wrap=True
+        f"beside it: {evaluate} {before}gold, null, random; then: retort compare FIRST SECOND",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -126,16 +162,28 @@ def evaluate_command(
             "script:MODULE:NAME for an agent of one's own."
         ),
     ] = "gold",
-    n: Annotated[int, typer.Option("-n", min=1, help="Rollouts of each task.")] = 1,
-    k: Annotated[str, typer.Option(help="pass@k and pass^k for these k, such as 1,4,8.")] = "1",
+    n: Annotated[
+        int, typer.Option("-n", callback=at_least(1), help="How often each task is played: its rollouts.")
+    ] = 1,
+    k: Annotated[
+        str,
+        typer.Option(
+            metavar="K,...",
+            help="Numbers up to -n, such as 1,4,8: for each, the chance that some of k rollouts succeeds (pass@k), and "
+            "that all do (pass^k).",
+        ),
+    ] = "1",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one action.")] = 256,
-    context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a whole conversation; by default what the model can read.")
+    limit: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="At most this many tasks, spread over the families.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 32,
+    temperature: Annotated[float, typer.Option(callback=at_least(0), help="0 is greedy.")] = 1.0,
+    turn_tokens: Annotated[int, typer.Option(callback=at_least(1), help="Tokens of one action.")] = 256,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(callback=at_least(1), help="Tokens of a whole conversation; by default what the model can read."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(callback=at_least(1), help="Episodes at once.")] = 32,
     seed: Seed = 0,
     as_json: Json = False,
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
@@ -229,7 +277,9 @@ def export(
     env_id: Annotated[str, typer.Argument(metavar="ENV", help="Environment id, such as retort/Shell-v0.")],
     folder: Annotated[Path, typer.Argument(help="Where the tasks go, a folder each.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="At most this many tasks, spread over the families.")
+    ] = None,
     image: Annotated[str | None, typer.Option(help="The image that their Dockerfiles start from.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {folder}/checkpoints/step-000002" in done.stdout
     assert "next: retort eval --env retort/Shell-v0 --model" in done.stdout
+    assert (
+        "beside it: retort eval --env retort/Shell-v0 --model gold, null, random; then: retort compare" in done.stdout
+    )
+    assert "success" not in done.stdout
     return folder
 
 
@@ -75,6 +80,7 @@ def test_help_and_no_command() -> None:
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
+    assert retort("--version").stdout == f"retort {version('retort-rl')}\n"
 
 
 def test_envs() -> None:
@@ -398,14 +404,14 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["eval", "--env-arg", "split=train"], ["--env-arg split=...: expected --split, which also picks the tasks"]),
         (["train", "sft", "--set", "env_args.split=test"], ["env_args.split: a run trains on the train split"]),
         (["eval", "--env-arg", 'families=["delte"]'], ["delte", "did you mean 'delete'"]),
-        (["eval", "--limit", "0"], ["--limit"]),
+        (["eval", "--limit", "0"], ["--limit", "expected at least 1, found 0"]),
         (["eval", "--model-arg", "device=cpu"], ["gold takes no argument 'device'"]),
         (["eval", "--model", "openai:http://host#x", "--model-arg", "retires=3"], ["did you mean 'retries'"]),
         (["eval", "--model", "openai:http://host#x", "--context-tokens", "9"], ["context_tokens", "not counted here"]),
         (["eval", "--model", "script:no_such_module:play"], ["expected script:MODULE:NAME", "no_such_module"]),
         (["eval", "--resume", "nowhere"], ["nowhere: expected the folder of an evaluation"]),
         (["compare", "here", "there"], ["here: expected the folder of an evaluation"]),
-        (["train", "sft", "--seed", "-1"], ["--seed"]),
+        (["train", "sft", "--seed", "-1"], ["--seed", "expected at least 0, found -1"]),
     ],
 )
 def test_bad_input_names_what_was_meant(
