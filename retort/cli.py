@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+say = partial(console.print, markup=False, soft_wrap=True)  # a sentence, as it is
 
 
 def at_least(least: int) -> Callable[[float | None], float | None]:
@@ -97,12 +98,12 @@ def check_env_command(
     try:
         unchecked = check_env(env)
     except CheckError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
+        say(str(error))
         raise typer.Exit(1) from None
     finally:
         env.close()
     limits = f", as far as it can be checked: {unchecked}" if unchecked else ""
-    console.print(f"{env_id} keeps the contract{limits}", markup=False, soft_wrap=True)
+    say(f"{env_id} keeps the contract{limits}")
 
 
 @app.command()
@@ -140,15 +141,11 @@ def train(
         with Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
-    console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
+    say(f"checkpoint: {run.checkpoints()[-1]}")
     evaluate = f"retort eval --env {run.config.env} --model"
-    console.print(f"next: {evaluate} {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
-    before = "" if run.config.model == "tiny" else f"{run.config.model}, or "
-    console.print(
-        f"beside it: {evaluate} {before}gold, null, random; then: retort compare FIRST SECOND",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"next: {evaluate} {run.checkpoints()[-1]}")
+    first, *others = [*([] if run.config.model == "tiny" else [run.config.model]), "gold", "null", "random"]
+    say(f"beside it: {evaluate} {first} (or {', '.join(others)}); then: retort compare FIRST SECOND")
 
 
 @app.command("eval")
@@ -254,9 +251,9 @@ def _play(session: Session, as_json: bool) -> None:
         typer.echo(json.dumps({**report.to_json(), "folder": str(folder)}))
         return
     console.print(report_table(report, f"{config.model} on {config.env} ({config.split})"))
-    console.print(f"episodes and report: {folder}", markup=False, soft_wrap=True)
+    say(f"episodes and report: {folder}")
     if report.infrastructure_failures:
-        console.print(f"play the broken ones again: retort eval --resume {folder}", markup=False, soft_wrap=True)
+        say(f"play the broken ones again: retort eval --resume {folder}")
 
 
 @app.command()
@@ -298,12 +295,8 @@ def export(
         written = export_tasks(env, spread(env.tasks(), limit), folder, image)
     finally:
         made.close()
-    console.print(f"{len(written)} tasks in {folder}", markup=False, soft_wrap=True)
-    console.print(
-        f"next: retort eval --env retort/Harbor-v0 --split {split} --env-arg folder={folder} --model gold",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{len(written)} tasks in {folder}")
+    say(f"next: retort eval --env retort/Harbor-v0 --split {split} --env-arg folder={folder} --model gold")
 
 
 @app.command()

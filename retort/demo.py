@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,8 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
     Raises:
         ConfigError: `out` holds a demonstration with other settings.
     """
-    console.print(
-        f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.",
-        markup=False,
-        soft_wrap=True,
-    )
+    say = partial(console.print, markup=False, soft_wrap=True)
+    say(f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.")
     spent = Spent.so_far(out)
     first = resolve({**preset("srpo", "tiny"), "env": ENV, "seed": seed}, settings)
     with Bars() as bars:
@@ -50,11 +48,7 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
             cold = cold_start(cold_config(first), out / "cold-start", bars)
         with spent.on("eval", anew=True):
             before = _evaluate(cold, seed, bars, "before")
-        console.print(
-            f"Before training: {before.overall.success:.2f} of unseen tasks solved, in families of the training split.",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"Before training: {before.overall.success:.2f} of unseen tasks solved, in families of the training split.")
         config = resolve({**preset("srpo", str(cold)), "env": ENV, "seed": seed}, settings)
         run = Run.create_or_open(out, config)
         with spent.on("train"):
@@ -64,19 +58,11 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
     summary = _summary(run, cold, before, after, spent)
     write_json(out / "summary.json", summary)
     _show(summary, before, after, console)
-    console.print(f"The run lies in {out}; {out / 'summary.json'} has these numbers.", markup=False, soft_wrap=True)
-    console.print("Try next:", markup=False, soft_wrap=True)
-    console.print(
-        f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0", markup=False, soft_wrap=True
-    )
-    console.print(
-        f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)", markup=False, soft_wrap=True
-    )
-    console.print(
-        "  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"The run lies in {out}; {out / 'summary.json'} has these numbers.")
+    say("Try next:")
+    say(f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0")
+    say(f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)")
+    say("  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)")
     return summary
 
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from retort.algos.runs import Run
 
 
-LINE_S = 15.0  # seconds
+LINE_S, LEAST_S = 15.0, 1.0  # seconds between two lines: where no tenth ends between them, and where one does
 
 
 class Bars:
     """One bar for each stage that reports: call it with (stage, done, metrics); `total` in metrics sets its length.
 
     Bars go to standard error, so that standard output stays for results. Where that is no terminal, a line now and then
-    takes their place: at every tenth of a stage, or when LINE_S seconds have passed.
+    takes their place, as `Lines` has it.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -86,7 +86,7 @@ class _Stage:
 
 
 class Lines:
-    """Progress for a log: a line at every tenth of a stage, or when LINE_S seconds have passed since its last."""
+    """Progress for a log: a line at a stage's end, at each tenth (LEAST_S seconds apart), and every LINE_S."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -103,7 +103,8 @@ class Lines:
             return
         known.done, known.total = done, metrics.get("total", known.total)
         tenth = done * 10 // known.total if known.total else 0
-        if tenth > known.tenth or now - known.told >= LINE_S:
+        passed = now - known.told
+        if done == known.total or passed >= LINE_S or (tenth > known.tenth and passed >= LEAST_S):
             known.tenth, known.told = tenth, now
             length = "" if known.total is None else f"/{known.total}"
             parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s", _note(metrics)]
