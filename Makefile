@@ -8,6 +8,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes
 .PHONY: install packages compiler sandbox docker demo test lint conformance bench clean
 
 install: sandbox $(VENV)/installed
+	@$(if $(filter-out install,$(MAKECMDGOALS)),:,echo "Installed. Next: 'make demo', or '$(BIN)/retort envs'.")
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

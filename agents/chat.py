@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from retort.agents.base import Message
+from retort.agents.lookup import look_up
 from retort.envs.base import content_digest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -43,13 +44,16 @@ class Chat:
         """The chat of a model folder, or of a Hugging Face name.
 
         Raises:
+            UsageError: there is no model of that name.
             FileNotFoundError: a folder without a tokenizer. A tokenizer built elsewhere would give other ids.
         """
         from renderers.base import load_tokenizer
         from transformers import GenerationConfig
 
         folder = Path(folder_or_name)
-        if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        if not folder.is_dir():
+            look_up(str(folder_or_name))
+        elif not any((folder / name).exists() for name in TOKENIZER_FILES):
             raise FileNotFoundError(
                 f"{folder}: no tokenizer beside the model (expected one of {', '.join(TOKENIZER_FILES)}); "
                 "save the one it was trained with there"

@@ -31,6 +31,7 @@ from retort.agents.base import (
 )
 from retort.agents.chat import Chat
 from retort.envs.base import Failure, Feedback, TaskRef
+from retort.envs.raised import told
 
 Env = gymnasium.Env[str, str]
 
@@ -313,7 +314,7 @@ async def _ask(
         answer: tuple[Any, ...] = await call(function, *args, **kwargs)
         answer[0].encode()
     except Exception as error:
-        raise EnvironmentFault(f"{function.__name__}: {type(error).__name__}: {error}") from error
+        raise EnvironmentFault(f"{function.__name__}: {told(error)}") from error
     finally:
         record.env_s += time.perf_counter() - started
     return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,6 +99,7 @@ class Session:
                 known={} if self.evaluation is None else self.evaluation.played(),
                 keep=None if recorder is None else recorder.add,
                 watch=watch,
+                held_out=self.facts.held_out,
             )
         except BaseException:
             if recorder is not None:
@@ -138,6 +139,8 @@ def look(config: EvalConfig) -> Facts:
         raise UsageError(f"unknown split {config.split!r}; {nearest(config.split, SPLITS)}")
     if bad := [k for k in config.ks if not 1 <= k <= config.n]:
         raise UsageError(f"pass@k: expected 1 <= k <= n={config.n}, found {bad}")
+    if "split" in config.env_args:
+        raise UsageError("--env-arg split=...: expected --split, which also picks the tasks")
     env = make_env(config)
     try:
         tasks = [ref for ref in env.get_wrapper_attr("tasks")() if ref.split == config.split]
@@ -174,10 +177,12 @@ def play(
     known: Mapping[str, Trajectory] | None = None,
     keep: Callable[[Trajectory], None] | None = None,
     watch: Watch | None = None,
+    held_out: Sequence[str] = (),
 ) -> list[Trajectory]:
     """n episodes of each task. An episode's seed depends on `seed`, its task and its number alone.
 
-    known: episodes by name; those that count are not played again. keep: hears of each as it ends.
+    known: episodes by name; those that count are not played again. keep: hears of each as it ends. watch: hears of the
+    success so far, that of the families in `held_out` apart, as a report has it.
     """
     refs: dict[str, TaskRef] = {}
     requests: list[EpisodeRequest] = []
@@ -187,21 +192,28 @@ def play(
             refs[name] = task
             requests.append(EpisodeRequest(task.key, _seed(seed, task, member), number, name))
     found = {name: item for name, item in (known or {}).items() if item.usable and name in refs}
-    wins, counted = sum(bool(item.success) for item in found.values()), len(found)
+    wins, counted = Counter[str](), Counter[str]()
+
+    def count(item: Trajectory) -> None:
+        name = "held_out" if item.task.family in held_out else "success"
+        wins[name] += bool(item.success)
+        counted[name] += item.usable
 
     def tell() -> None:
         if watch is not None:
-            watch("episodes", len(found), {"total": len(refs), "success": wins / max(counted, 1)})
+            shares = {name: wins[name] / number for name, number in counted.items() if number}
+            watch("episodes", len(found), {"total": len(refs), **shares})
 
     def done(item: Trajectory) -> None:
-        nonlocal wins, counted
         # Where the environment did not even name its task, the request did.
         found[item.episode] = item = item if item.usable else replace(item, task=refs[item.episode])
-        wins, counted = wins + bool(item.success), counted + item.usable
+        count(item)
         if keep is not None:
             keep(item)
         tell()
 
+    for item in found.values():
+        count(item)
     tell()
     runner.run([request for request in requests if request.episode not in found], on_done=done)
     return playable([found[name] for name in refs])

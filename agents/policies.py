@@ -11,16 +11,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from retort.agents import scripted
 from retort.agents.base import Policy
 from retort.agents.chat import Chat
+from retort.agents.lookup import SCRIPTS, look_up
 from retort.envs.base import UsageError, nearest
-
-SCRIPTS = ("gold", "null", "random")
+from retort.envs.raised import is_missing
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,18 @@ def _built_in(name: str, given: Mapping[str, Any]) -> Player:
 def _own_script(path: str, given: Mapping[str, Any]) -> Player:
     refuse_unknown(given, (), "a script")
     module, _, name = path.rpartition(":")
+    where = f"model script:{path}: expected script:MODULE:NAME"
+    if not module or module.startswith("."):
+        raise UsageError(f"{where}, such as script:my_agent:play")
     try:
-        script = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"model script:{path}: expected script:MODULE:NAME, found none there: {error}") from error
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not is_missing(module, error):
+            raise
+        raise UsageError(f"{where}: {error}") from error
+    if not callable(script := getattr(found, name, None)):
+        offered = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == module]
+        raise UsageError(f"{where} with a function of that name in {module}; {nearest(name, offered)}")
     chat = scripted.byte_chat()
     policy = scripted.ScriptedPolicy(script, chat, name=f"script:{path}", threads=256)
     return Player(policy, chat, bounded=False, counted=False)
@@ -81,25 +87,17 @@ def _endpoint(path: str, given: Mapping[str, Any]) -> Player:
 
 
 def _model(model: str, given: Mapping[str, Any]) -> Player:
+    refuse_unknown(given, ("device", "dtype"), "a model in this process")
+    look_up(model)
     from retort.agents.hf import HFPolicy
     from safetensors import SafetensorError
 
-    refuse_unknown(given, ("device", "dtype"), "a model in this process")
-    folder = Path(model)
-    if folder.is_dir() and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-        inside = sorted(folder.glob("checkpoints/step-*"))
-        advice = f"; did you mean {inside[-1]}?" if inside else ""
-        raise UsageError(f"{model}: expected a model folder with config.json, found none{advice}")
-    if "/" not in model and not folder.is_dir() and get_close_matches(model, SCRIPTS):
-        raise UsageError(f"unknown model {model!r}; {nearest(model, SCRIPTS)}, a folder, or a Hugging Face name")
     try:
         loaded = HFPolicy.load(model, barrier=False, **{"device": "auto", **given})
     except FileNotFoundError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(
-            f"model {model!r} cannot be loaded; {nearest(model, SCRIPTS)}, a folder or a name: {error}"
-        ) from error
+        raise UsageError(f"model {model!r} cannot be loaded: {error}") from error
     config = loaded.model.config.get_text_config()
     return Player(loaded, loaded.chat, context=getattr(config, "max_position_embeddings", None))
 

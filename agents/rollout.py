@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from retort.envs.base import Failure, TaskRef, TextEnv, UsageError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+")
 
 
 @dataclass(eq=False)
@@ -59,6 +61,8 @@ class Runner:
         self._cohorts = cohorts[:concurrency]
         self._slots = [_Slot(self._cohorts[index % len(self._cohorts)]) for index in range(concurrency)]
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="retort-env")
+        self._faults: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
         self._made = False
         self._closed = False
 
@@ -139,6 +143,7 @@ class Runner:
     async def _episode(self, slot: _Slot, request: EpisodeRequest) -> Trajectory:
         """Plays one episode; an environment that failed is closed, and the slot makes another for its next."""
         if slot.env is None:
+            self._tell(request.episode, slot.fault or "")
             return self._unplayed(slot, request)
         trajectory = await run_episode(
             slot.env,
@@ -151,7 +156,7 @@ class Runner:
             call=self._call if slot.env.get_wrapper_attr("blocking") else _at_once,
         )
         if trajectory.failure is Failure.INFRASTRUCTURE:
-            log.warning("episode %s failed and is not counted: %s", request.episode, trajectory.error)
+            self._tell(request.episode, trajectory.error or "")
             env, slot.env = slot.env, None
             await self._call(_close, env)
         return trajectory
@@ -183,12 +188,24 @@ class Runner:
             error=slot.fault,
         )
 
+    def _tell(self, episode: str, error: str) -> None:
+        """Reports the first episode that failed of one cause: errors that differ in their numbers alone have one."""
+        cause = NUMBER.sub("0", error)
+        self._faults[cause] += 1
+        if self._faults[cause] == 1:
+            self._first[cause] = error
+            log.warning("episode %s failed and is not counted: %s", episode, error)
+
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     def close(self) -> None:
-        """Closes every environment. May be called again."""
+        """Closes every environment, and says how many episodes failed of one cause. May be called again."""
         self._closed = True
+        for cause, count in self._faults.items():
+            if count > 1:
+                log.warning("%d episodes in all failed like that one: %s", count, self._first[cause])
+        self._faults.clear()
         envs = [slot.env for slot in self._slots if slot.env is not None]
         for slot in self._slots:
             slot.env = None
@@ -208,7 +225,9 @@ def playable(played: list[Trajectory]) -> list[Trajectory]:
         UsageError: it failed in all of them; the message is the first one's.
     """
     if played and not any(item.usable for item in played):
-        raise UsageError(f"no episode could be played; the first of {len(played)} failed with {played[0].error}")
+        raise UsageError(
+            f"nothing counted: no episode could be played; the first of {len(played)} failed with {played[0].error}"
+        )
     return played
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from retort.agents.base import Completion, EnvironmentFault, Finish, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
 from retort.envs.base import TextEnv
+from retort.envs.raised import told
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
@@ -95,7 +96,7 @@ class ScriptedPolicy:
             else:
                 text = await asyncio.get_running_loop().run_in_executor(self._threads, script, said, turn, rng)
         except Exception as error:
-            raise EnvironmentFault(f"{self.name}: {type(error).__name__}: {error}") from error
+            raise EnvironmentFault(f"{self.name}: {told(error)}") from error
         ids = self._chat.action_ids(text)
         kept = tuple(ids[: sampling.max_new_tokens])
         finish = Finish.STOP if len(kept) == len(ids) else Finish.LENGTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retort.agents.chat import Chat
+from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
@@ -21,10 +22,13 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
     """
+    if "split" in config.env_args:
+        raise ConfigError("env_args.split: a run trains on the train split; evaluate on another one")
     # What cannot be made or loaded leaves no folder behind.
     make(config.env, split="train", **config.env_args).close()
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
+        look_up(config.model)
         Chat.load(config.model)
         if rollouts and config.traces != TraceOptions():
             raise ConfigError("traces.* are for sft and for cold-starting the tiny model, and this run does neither")
@@ -57,10 +61,12 @@ def cold_config(config: TrainConfig) -> TrainConfig:
 def cold_start(config: TrainConfig, folder: Path, watch: Watch = silent) -> Path:
     """The checkpoint of a finished `cold_config` run: made, gone on with, or found in `folder`.
 
+    watch: hears of its stages as "cold start: STAGE".
+
     Raises:
         ConfigError: the folder holds a run of another configuration.
     """
     run = Run.create_or_open(folder, config)
     if not run.checkpoints() or check(run.checkpoints()[-1]) < config.steps:
-        train(run, watch)
+        train(run, lambda stage, done, metrics: watch(f"cold start: {stage}", done, metrics))
     return run.checkpoints()[-1]

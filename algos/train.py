@@ -83,7 +83,9 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         played = parts.episodes(step)
     trajectories = [trajectory for trajectory in played if trajectory.usable]
     metrics = outcome(played)
-    if recipe.rollouts:
+    if not recipe.rollouts:
+        del metrics["success"], metrics["reward"]  # the expert's, whatever the policy learns
+    else:
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
             write(run.rollouts(step + 1), played)

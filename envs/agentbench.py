@@ -105,6 +105,8 @@ class AgentBenchEnv(HarborEnv):
         UsageError: an unknown value.
     """
 
+    needs = ()
+
     def __init__(
         self,
         split: Split = "test",

@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import shlex
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,20 +43,30 @@ class UsageError(ValueError):
     """Something that the user can mend; the message says what was expected, what was found and the nearest choice."""
 
 
+class NoGold(UsageError):
+    """An environment knows no solution of its tasks; the message says how to give it one."""
+
+
 class MissingPackage(UsageError, ImportError):
     """An environment's package is not installed; the message has the command that installs it."""
 
 
 def needed(module: str, install: str) -> ModuleType:
-    """Imports what an environment is built on. install: the exact command that adds it.
+    """Imports what an environment is built on. install: the exact command that adds it, "pip install NAME".
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: it is not installed; the message has the command with the pip of this interpreter.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingPackage(f"the package of {error.name or module!r} is not installed: {install}") from error
+        command = install.replace("pip install", own_pip("install"))
+        raise MissingPackage(f"the package of {error.name or module!r} is not installed: {command}") from error
+
+
+def own_pip(command: str) -> str:
+    """A command of the pip that belongs to this interpreter, to be typed in a shell."""
+    return f"{shlex.quote(sys.executable)} -m pip {command}"
 
 
 class Source(StrEnum):
@@ -225,6 +237,7 @@ class TextEnv(gymnasium.Env[str, str]):
     the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
 
     held_out: families that the train split never has; reports keep them apart.
+    needs: arguments that it cannot be made without, although they have a default.
     blocking: whether `reset` and `step` wait for something outside of this process, such as a sandbox. Where they do
         not, say False, and a runner of many episodes saves the thread that it would wait in.
     verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
@@ -236,6 +249,7 @@ class TextEnv(gymnasium.Env[str, str]):
     blocking: ClassVar[bool] = True
     verifier_version: ClassVar[str] = "1"
     held_out: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def tasks(self) -> Sequence[TaskRef]:
@@ -243,7 +257,8 @@ class TextEnv(gymnasium.Env[str, str]):
 
     @abstractmethod
     def gold(self, observation: str) -> str:
-        """The next action of a solution that scores 1, given the state the environment is in."""
+        """The next action of a solution that scores 1, given the state the environment is in. Raises NoGold where none
+        is known: then nothing shows that the tasks can be solved."""
 
     def near_misses(self) -> Sequence[Sequence[str]]:
         """Plausible wrong plans for the current task, each a list of actions that does not score 1. May be empty."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from retort.envs.base import SPLITS, MissingPackage, TextEnv, UsageError, nearest
+from retort.envs.raised import is_missing
 from retort.sandboxes.base import SandboxError
 
 
@@ -31,12 +33,15 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
     spec = found(env_id)
     if split is not None and takes_split(spec):
         arguments["split"] = split
+    _refuse_unknown(spec, arguments)
     try:
         env: gymnasium.Env[str, str] = gymnasium.make(spec, **arguments)
     except MissingPackage as error:
         raise MissingPackage(f"{env_id}: {error}") from error
-    except (TypeError, ValueError, KeyError) as error:
+    except ValueError as error:
         raise UsageError(f"{env_id} cannot be made with {arguments}: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{env_id} cannot be made with {arguments}: {type(error).__name__}: {error}") from error
     if not isinstance(env.unwrapped, TextEnv):
         raise UsageError(f"{env_id}: expected a retort.envs.base.TextEnv, found {type(env.unwrapped).__name__}")
     return env
@@ -53,6 +58,8 @@ def found(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
+            if not is_missing(module, error):
+                raise
             raise UsageError(
                 f"{env_id}: expected module:namespace/Name-v0 with a module that registers it: {error}"
             ) from error
@@ -64,43 +71,69 @@ def found(env_id: str) -> EnvSpec:
 
 
 def takes_split(spec: EnvSpec) -> bool:
-    """Whether an environment is made with a split.
+    """Whether an environment is made with a split. Raises UsageError where it cannot be imported."""
+    return "split" in parameters(spec)
+
+
+def parameters(spec: EnvSpec) -> dict[str, inspect.Parameter]:
+    """What an environment is made with, by name.
 
     Raises:
         UsageError: what the registration names cannot be imported.
     """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    creator = _creator(spec)
+    found = inspect.signature(creator).parameters if creator is not None else {}
+    return {name: parameter for name, parameter in found.items() if parameter.kind in named}
+
+
+def _creator(spec: EnvSpec) -> Any:
     target = spec.entry_point
     try:
-        creator = load_env_creator(target) if isinstance(target, str) else target
+        return load_env_creator(target) if isinstance(target, str) else target
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{spec.id} is registered as {target}, which cannot be imported: {error}") from error
-    return creator is not None and "split" in inspect.signature(creator).parameters
 
 
-def catalogue(ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """One entry an environment: `id`, `tasks` by split, and `missing`, the reason, where it cannot be used here."""
-    return [_entry(env_id) for env_id in (env_ids() if ids is None else ids)]
+def _refuse_unknown(spec: EnvSpec, arguments: Iterable[str]) -> None:
+    """Raises UsageError for an argument that neither the environment nor `gymnasium.make` takes, with the nearest."""
+    creator = _creator(spec)
+    every = inspect.signature(creator).parameters.values() if creator is not None else ()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in every):
+        return
+    known = list(parameters(spec))
+    for name in arguments:
+        if name not in known and name not in inspect.signature(gymnasium.make).parameters:
+            valid = nearest(name, known) if known else "it takes none"
+            raise UsageError(f"{spec.id} takes no argument {name!r}; {valid}")
+
+
+def needs(spec: EnvSpec) -> list[str]:
+    """Arguments that an environment cannot be made without: those without a default, and those in its `needs`."""
+    given = [name for name, parameter in parameters(spec).items() if parameter.default is inspect.Parameter.empty]
+    return [*given, *getattr(_creator(spec), "needs", ())]
+
+
+def catalogue(ids: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+    """One entry an environment, as each is looked at: `id`, `tasks` by split, and `missing`, the reason, where it
+    cannot be used here as it is."""
+    return map(_entry, env_ids() if ids is None else ids)
 
 
 def _entry(env_id: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": env_id}
     try:
-        entry["tasks"] = {split: _count(env_id, split) for split in SPLITS}
-        env = make(env_id)
-        try:
-            env.reset(seed=0)
-        finally:
-            env.close()
+        if wanted := needs(found(env_id)):
+            return {**entry, "missing": "needs " + " ".join(f"--env-arg {name}=..." for name in wanted)}
+        with ExitStack() as opened:
+            made = {split: opened.enter_context(closing(make(env_id, split=split))) for split in SPLITS}
+            entry["tasks"] = {
+                split: sum(ref.split == split for ref in env.get_wrapper_attr("tasks")()) for split, env in made.items()
+            }
+            for split in [split for split in SPLITS if entry["tasks"][split]][:1]:
+                made[split].reset(seed=0)  # without a sandbox this fails
     except (SandboxError, ImportError, UsageError) as error:
         entry["missing"] = str(error)
     except Exception as error:  # somebody else's environment is broken: the others are listed all the same
         entry["missing"] = f"{type(error).__name__}: {error}"
     return entry
-
-
-def _count(env_id: str, split: str) -> int:
-    env = make(env_id, split=split)
-    try:
-        return sum(ref.split == split for ref in env.get_wrapper_attr("tasks")())
-    finally:
-        env.close()

@@ -13,7 +13,9 @@ from dataclasses import replace
 import gymnasium
 from retort.envs import checks_feedback, checks_rewards, checks_steps, checks_tasks
 from retort.envs.base import TextEnv
+from retort.envs.checks_steps import nothing_raises
 from retort.envs.probe import Fault, Subject
+from retort.envs.raised import told
 
 Check = Callable[[Subject], Iterator[Fault]]
 CHECKS: tuple[Check, ...] = (
@@ -30,7 +32,7 @@ class CheckError(Exception):
     def __init__(self, env: str, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         listed = "\n".join(f"  {fault.check}: {fault.found}\n    mend: {fault.mend}" for fault in faults)
-        super().__init__(f"{env} has {len(faults)} fault{'s' * (len(faults) != 1)}\n{listed}")
+        super().__init__(f"{env} breaks the contract: {len(faults)} fault{'s' * (len(faults) != 1)}\n{listed}")
 
 
 def faults_of(check: Check, subject: Subject) -> list[Fault]:
@@ -41,7 +43,7 @@ def faults_of(check: Check, subject: Subject) -> list[Fault]:
             found.setdefault(fault.mend, []).append(fault)
     except Exception as error:
         mend = "mend what raised; this check could not go on"
-        found.setdefault(mend, []).append(Fault(f"{type(error).__name__}: {error}", mend))
+        found.setdefault(mend, []).append(Fault(told(error), mend))
     return [
         replace(
             faults[0],
@@ -52,10 +54,11 @@ def faults_of(check: Check, subject: Subject) -> list[Fault]:
     ]
 
 
-def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2) -> None:
+def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2) -> str:
     """Check a registered environment, made with `gymnasium.make`, against the contract in `retort.envs.base`.
 
-    It stays open. per_family: how many tasks of each family are played, by about ten players each.
+    It stays open. Returns what could not be checked: nothing, or why there is no gold solution to play. per_family: how
+    many tasks of each family are played, by about ten players each.
 
     Raises:
         CheckError: with every fault found and how to mend it.
@@ -68,7 +71,9 @@ def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2) -> None:
         subject = Subject(env, per_family)
     except Exception as error:
         mend = "let tasks() give TaskRefs without a reset"
-        raise CheckError(name, [Fault(f"tasks() raised {error!r}", mend, "tasks_are_named")]) from error
-    faults = [fault for check in CHECKS for fault in faults_of(check, subject)]
+        raise CheckError(name, [Fault(f"tasks() raised {told(error)}", mend, "tasks_are_named")]) from error
+    # Where an episode breaks, other checks would only meet the same exception.
+    faults = faults_of(nothing_raises, subject) or [fault for check in CHECKS for fault in faults_of(check, subject)]
     if faults:
         raise CheckError(name, faults)
+    return subject.no_gold

@@ -93,7 +93,8 @@ def global_generators_untouched(subject: Subject) -> Iterator[Fault]:
     before = _generators()
     subject.env.reset(seed=3)
     subject.env.step("done")
-    play(subject.env, subject.sample[0], follow_gold, "gold")
+    if not subject.no_gold:
+        play(subject.env, subject.sample[0], follow_gold, "gold")
     for name, state in _generators().items():
         if before.get(name, state) != state:
             yield Fault(f"the global generator of {name} was seeded or drawn from", "draw from self.np_random alone")
@@ -107,8 +108,8 @@ def _generators() -> dict[str, bytes]:
 
 
 def same_actions_same_outcome(subject: Subject) -> Iterator[Fault]:
-    for episode in subject.played("gold"):
-        again = play(subject.env, episode.ref, follow_plan([step.action for step in episode.steps]), "gold")
+    for episode in subject.played(subject.model):
+        again = play(subject.env, episode.ref, follow_plan([step.action for step in episode.steps]), subject.model)
         if _told(again) != _told(episode):
             yield Fault(f"{episode}: the same actions gave another outcome", "let step hang on task and actions alone")
 
@@ -147,16 +148,19 @@ def instances_are_apart(subject: Subject) -> Iterator[Fault]:
     """Many run at once: an episode must not notice that another instance is reset and acts between its steps."""
     other, busy = subject.another(), subject.sample[-1]
 
-    def beside(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
-        action = follow_gold(env, observation, turn)
-        other.reset(options={"task": busy.key})
-        other.step("")
-        return action
+    def beside(player: Player) -> Player:
+        def act(env: gymnasium.Env[str, str], observation: str, turn: int) -> str:
+            action = player(env, observation, turn)
+            other.reset(options={"task": busy.key})
+            other.step("")
+            return action
 
-    player: Player = beside
-    for episode in subject.played("gold"):
+        return act
+
+    for episode in subject.played(subject.model):
         if episode.ref.key != busy.key:
-            if _told(play(subject.env, episode.ref, player, "gold")) != _told(episode):
+            player = follow_plan([step.action for step in episode.steps]) if subject.no_gold else follow_gold
+            if _told(play(subject.env, episode.ref, beside(player), subject.model)) != _told(episode):
                 yield Fault(
                     f"{episode}: another outcome while another instance played",
                     "keep an episode's state on self, never on the class or the module",

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gymnasium.error import ResetNeeded
 from retort.envs.base import (
@@ -57,6 +57,8 @@ class HarborEnv(TextEnv):
         UsageError: no such folder, a task that cannot be honoured here, or an unknown value.
         SandboxError: from `reset`: no sandbox, no image, or a limit that cannot be held.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("folder",)
 
     def __init__(
         self,

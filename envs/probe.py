@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
-from retort.envs.base import TaskRef
+from retort.envs.base import NoGold, TaskRef
+from retort.envs.raised import told
 
 MAX_TURNS = 256  # an episode that is not over by then never ends
 CLAIM = '{"reward": 1, "score": 1, "success": true, "passed": true}'
@@ -98,7 +99,7 @@ def play(env: gymnasium.Env[str, str], ref: TaskRef, player: Player, name: str) 
             steps.append(Step(action, said, cast(float, reward), terminated, truncated, info))
     except (Exception, SystemExit) as error:  # an agent's code that runs in this process may end it
         where = f"action {len(steps)}" if start[1] else "reset"
-        return Episode(name, ref, *start, tuple(steps), f"{where} raised {type(error).__name__}: {error}")
+        return Episode(name, ref, *start, tuple(steps), f"{where} raised {told(error)}")
     return Episode(name, ref, *start, tuple(steps), stops=_stops(env) if steps[-1].over else True)
 
 
@@ -148,6 +149,23 @@ class Subject:
             families.setdefault(ref.family, []).append(ref)
         self.sample = [ref for own in families.values() for ref in own[:: math.ceil(len(own) / per_family)]]
 
+    @cached_property
+    def no_gold(self) -> str:
+        """Why the environment knows no solution; empty where it has one, if a broken one."""
+        try:
+            observation, _ = self.env.reset(options={"task": self.sample[0].key})
+            self.env.get_wrapper_attr("gold")(observation)
+        except NoGold as error:
+            return str(error)
+        except Exception:  # the gold player meets it too, and its episode holds what was raised
+            return ""
+        return ""
+
+    @property
+    def model(self) -> str:
+        """The player whose episodes are played again, to see whether they end the same."""
+        return "random" if self.no_gold else "gold"
+
     def another(self, **changed: Any) -> gymnasium.Env[str, str]:
         """A second instance, made from the spec as a worker would make it."""
         if self.env.spec is None:
@@ -157,7 +175,9 @@ class Subject:
     @cached_property
     def episodes(self) -> list[Episode]:
         self.env.action_space.seed(0)
-        players = {"gold": follow_gold, "null": follow_plan([]), "done": follow_plan(["done"]), "random": sample_action}
+        players = {"null": follow_plan([]), "done": follow_plan(["done"]), "random": sample_action}
+        if not self.no_gold:
+            players = {"gold": follow_gold, **players}
         forgeries = dict(FORGERIES)
         if self.sample and reaches_this_machine(self.env, self.sample[0]):
             del forgeries["forger of files"]
@@ -173,7 +193,7 @@ class Subject:
             self.env.reset(options={"task": ref.key})  # the plans belong to the current task
             plans = list(self.env.get_wrapper_attr("near_misses")())
         except Exception as error:
-            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {type(error).__name__}: {error}")]
+            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {told(error)}")]
         return [play(self.env, ref, follow_plan(plan), "near miss") for plan in plans]
 
     def played(self, player: str) -> list[Episode]:

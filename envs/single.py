@@ -20,6 +20,7 @@ from typing import Any, Self
 from gymnasium.error import ResetNeeded
 from retort.envs.base import (
     Feedback,
+    NoGold,
     Source,
     Split,
     TaskRef,
@@ -76,7 +77,7 @@ def single_turn(
     verify: `(prompt, answer) -> (reward, feedback)` for any answer whatever. A finite reward; feedback is a text, a
         `Feedback` of turn 0, or None. What it raises counts as a failure of the infrastructure, never as a reward of 0.
     answers: references that score 1, in the order of the prompts, or a function of the prompt. Without them there is no
-        gold policy, and no check that the tasks can be solved.
+        gold policy, and nothing shows that the tasks can be solved.
     near_misses: plausible wrong answers to a prompt, for the checks and for a cold start that leaves room to learn.
     family: the first part of the tasks' keys.
 
@@ -115,9 +116,9 @@ class SingleTurnEnv(TextEnv):
         return self._refs
 
     def gold(self, observation: str) -> str:
-        """The reference answer. Raises UsageError where none was given."""
+        """The reference answer. Raises NoGold where none was given."""
         if (answer := self._current().answer) is None:
-            raise UsageError("there is no gold answer: give single_turn its answers=")
+            raise NoGold("there is no gold answer: give single_turn its answers=, one for each prompt")
         return answer
 
     def near_misses(self) -> Sequence[Sequence[str]]:
@@ -133,6 +134,8 @@ class SingleTurnEnv(TextEnv):
         question = self._current()
         if not self._open:
             raise ResetNeeded("the episode has ended: call reset before step")
+        if not isinstance(action, str):
+            raise TypeError(f"action: expected text, found {type(action).__name__}")
         self._open = False
         reward, said = judged(self._made.verify, question.prompt, action)
         seen = "\n".join(item.text for item in said if item.visible)

@@ -25,6 +25,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from retort.envs.base import (
     Feedback,
+    NoGold,
     Source,
     Split,
     TaskRef,
@@ -172,9 +173,9 @@ class TextWrapper(TextEnv):
         return [ref for ref in self._made.refs if ref.split == self.split]
 
     def gold(self, observation: str) -> str:
-        """The next action of a solution. Raises UsageError where `wrap` was given none."""
+        """The next action of a solution. Raises NoGold where `wrap` was given none."""
         if self._made.gold is None:
-            raise UsageError("there is no gold solution: give wrap its gold=")
+            raise NoGold("there is no gold solution: give wrap its gold=, from the environment to its next action")
         return self._made.gold(self.inner)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -189,6 +190,8 @@ class TextWrapper(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self._ref is None or self._over:
             raise ResetNeeded("the episode has ended, or none has begun: call reset before step")
+        if not isinstance(action, str):
+            raise TypeError(f"action: expected text, found {type(action).__name__}")
         turn, self._turn = self._turn, self._turn + 1
         try:
             move = read_action(action, self._made.actions, self.inner.action_space)

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,48 @@ from rich.table import Table
 if TYPE_CHECKING:
     from retort.agents.evaluate import Session
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="A gym that answers back.", rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 console = Console()
+say = partial(console.print, markup=False, soft_wrap=True)  # a sentence, as it is
+
+
+def at_least(least: int) -> Callable[[float | None], float | None]:
+    """Refuses a smaller number, and says which it was."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and value < least:
+            raise typer.BadParameter(f"expected at least {least}, found {value:g}")
+        return value
+
+    return check
+
 
 EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
-Seed = Annotated[int, typer.Option(min=0, help="Everything random derives from it.")]
+Seed = Annotated[int, typer.Option(callback=at_least(0), help="Everything random derives from it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"retort {version('retort-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _retort(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A gym that answers back. RETORT_DEBUG=1 shows the traceback of an error."""
 
 
 @app.command()
@@ -36,14 +72,15 @@ def envs(as_json: Json = False) -> None:
     """What can be made, with splits and task counts, and what is missing to use it."""
     from retort.envs.catalogue import catalogue
 
-    entries = catalogue()
     if as_json:
-        typer.echo(json.dumps(entries, indent=2))
+        typer.echo(json.dumps(list(catalogue()), indent=2))
         return
     table = Table("environment", "tasks by split", "missing")
-    for entry in entries:
-        counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items())
-        table.add_row(entry["id"], counts, entry.get("missing", ""))
+    with Console(stderr=True).status("making each") as status:
+        for entry in catalogue():
+            counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
+            table.add_row(entry["id"], counts, entry.get("missing", ""))
+            status.update(f"{entry['id']} is looked at")
     console.print(table)
 
 
@@ -59,13 +96,14 @@ def check_env_command(
 
     env = make(env_id, **dict(parse(setting) for setting in settings or ()))
     try:
-        check_env(env)
+        unchecked = check_env(env)
     except CheckError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
+        say(str(error))
         raise typer.Exit(1) from None
     finally:
         env.close()
-    console.print(f"{env_id} keeps the contract", markup=False, soft_wrap=True)
+    limits = f", as far as it can be checked: {unchecked}" if unchecked else ""
+    say(f"{env_id} keeps the contract{limits}")
 
 
 @app.command()
@@ -73,7 +111,9 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A file of algos/ (grpo, srpo, sdar, ...), or a module.")] = None,
     env: Annotated[str | None, typer.Option(help="Environment id; by default retort/Shell-v0.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint, a Hugging Face folder or name, or tiny.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random derives from it; by default 0.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(callback=at_least(0), help="Everything random derives from it; by default 0.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/RECIPE-ENV-seedN.")] = None,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
@@ -101,10 +141,11 @@ def train(
         with Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
-    console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
-    console.print(
-        f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False, soft_wrap=True
-    )
+    say(f"checkpoint: {run.checkpoints()[-1]}")
+    evaluate = f"retort eval --env {run.config.env} --model"
+    say(f"next: {evaluate} {run.checkpoints()[-1]}")
+    first, *others = [*([] if run.config.model == "tiny" else [run.config.model]), "gold", "null", "random"]
+    say(f"beside it: {evaluate} {first} (or {', '.join(others)}); then: retort compare FIRST SECOND")
 
 
 @app.command("eval")
@@ -118,16 +159,28 @@ def evaluate_command(
             "script:MODULE:NAME for an agent of one's own."
         ),
     ] = "gold",
-    n: Annotated[int, typer.Option("-n", min=1, help="Rollouts of each task.")] = 1,
-    k: Annotated[str, typer.Option(help="pass@k and pass^k for these k, such as 1,4,8.")] = "1",
+    n: Annotated[
+        int, typer.Option("-n", callback=at_least(1), help="How often each task is played: its rollouts.")
+    ] = 1,
+    k: Annotated[
+        str,
+        typer.Option(
+            metavar="K,...",
+            help="Numbers up to -n, such as 1,4,8: for each, the chance that some of k rollouts succeeds (pass@k), and "
+            "that all do (pass^k).",
+        ),
+    ] = "1",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    turn_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one action.")] = 256,
-    context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a whole conversation; by default what the model can read.")
+    limit: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="At most this many tasks, spread over the families.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 32,
+    temperature: Annotated[float, typer.Option(callback=at_least(0), help="0 is greedy.")] = 1.0,
+    turn_tokens: Annotated[int, typer.Option(callback=at_least(1), help="Tokens of one action.")] = 256,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(callback=at_least(1), help="Tokens of a whole conversation; by default what the model can read."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(callback=at_least(1), help="Episodes at once.")] = 32,
     seed: Seed = 0,
     as_json: Json = False,
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
@@ -198,9 +251,9 @@ def _play(session: Session, as_json: bool) -> None:
         typer.echo(json.dumps({**report.to_json(), "folder": str(folder)}))
         return
     console.print(report_table(report, f"{config.model} on {config.env} ({config.split})"))
-    console.print(f"episodes and report: {folder}", markup=False, soft_wrap=True)
+    say(f"episodes and report: {folder}")
     if report.infrastructure_failures:
-        console.print(f"play the broken ones again: retort eval --resume {folder}", markup=False, soft_wrap=True)
+        say(f"play the broken ones again: retort eval --resume {folder}")
 
 
 @app.command()
@@ -221,7 +274,9 @@ def export(
     env_id: Annotated[str, typer.Argument(metavar="ENV", help="Environment id, such as retort/Shell-v0.")],
     folder: Annotated[Path, typer.Argument(help="Where the tasks go, a folder each.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many tasks, spread over the families.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="At most this many tasks, spread over the families.")
+    ] = None,
     image: Annotated[str | None, typer.Option(help="The image that their Dockerfiles start from.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
 ) -> None:
@@ -240,12 +295,8 @@ def export(
         written = export_tasks(env, spread(env.tasks(), limit), folder, image)
     finally:
         made.close()
-    console.print(f"{len(written)} tasks in {folder}", markup=False, soft_wrap=True)
-    console.print(
-        f"next: retort eval --env retort/Harbor-v0 --split {split} --env-arg folder={folder} --model gold",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{len(written)} tasks in {folder}")
+    say(f"next: retort eval --env retort/Harbor-v0 --split {split} --env-arg folder={folder} --model gold")
 
 
 @app.command()
@@ -274,10 +325,11 @@ def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = Non
 
 
 def main() -> None:
-    """Runs a command; what the user can mend is one clear line and exit code 2."""
+    """Runs a command; what the user can mend is one clear line and exit code 2. RETORT_DEBUG=1 shows the traceback."""
     import gymnasium
 
     from retort.envs.base import UsageError
+    from retort.envs.raised import own_place, told
     from retort.sandboxes.base import SandboxError
 
     # So that an environment of one's own, `my_env:me/Name-v0`, is found here; last, so that it hides nothing installed.
@@ -285,6 +337,10 @@ def main() -> None:
         sys.path.append(os.getcwd())
     try:
         app()
-    except (UsageError, SandboxError, OSError, gymnasium.error.Error) as error:
-        typer.echo(f"retort: {error}", err=True)
+    except Exception as error:
+        known, place = isinstance(error, UsageError | SandboxError | OSError | gymnasium.error.Error), own_place(error)
+        if os.environ.get("RETORT_DEBUG") or not (known or place):
+            raise
+        said = told(error) if not known else f"{error} ({place})" if place else str(error)
+        typer.echo(f"retort: {said}" + ("; RETORT_DEBUG=1 shows the traceback" if place else ""), err=True)
         raise SystemExit(2) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from retort.agents.evaluate import evaluate
 from retort.agents.record import write_json
@@ -20,10 +23,11 @@ from retort.algos.launch import cold_config, cold_start
 from retort.algos.runs import Run
 from retort.algos.train import train
 from retort.envs.shell_tasks import HELD_OUT
-from retort.progress import Bars
+from retort.progress import Bars, titled
 
 TASKS = 540
 ENV = "retort/Shell-v0"
+PARTS = ("cold_start", "train", "eval")
 
 
 def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) -> dict[str, Any]:
@@ -35,59 +39,63 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
     Raises:
         ConfigError: `out` holds a demonstration with other settings.
     """
-    console.print(
-        f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.",
-        markup=False,
-        soft_wrap=True,
-    )
-    start = time.perf_counter()
-    # What an earlier, interrupted or finished, demonstration in this folder has spent already.
-    seconds = read_seconds(out)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    say(f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.")
+    spent = Spent.so_far(out)
     first = resolve({**preset("srpo", "tiny"), "env": ENV, "seed": seed}, settings)
     with Bars() as bars:
-        cold = cold_start(cold_config(first), out / "cold-start", bars)
-        seconds["cold_start"] += time.perf_counter() - start
-        write_json(out / "seconds.json", seconds)
-        start = time.perf_counter()
-        before = _evaluate(cold, seed, bars, "before")
-        seconds["eval"] = time.perf_counter() - start
-        console.print(
-            f"Before training: {before.overall.success:.2f} of unseen tasks solved. Training.",
-            markup=False,
-            soft_wrap=True,
-        )
+        with spent.on("cold_start"):
+            cold = cold_start(cold_config(first), out / "cold-start", bars)
+        with spent.on("eval", anew=True):
+            before = _evaluate(cold, seed, bars, "before")
+        say(f"Before training: {before.overall.success:.2f} of unseen tasks solved, in families of the training split.")
         config = resolve({**preset("srpo", str(cold)), "env": ENV, "seed": seed}, settings)
         run = Run.create_or_open(out, config)
-        start = time.perf_counter()
-        trained = train(run, bars)
-        seconds["train"] += time.perf_counter() - start
-        write_json(out / "seconds.json", seconds)
-        start = time.perf_counter()
-        after = _evaluate(trained, seed, bars, "after")
-        seconds["eval"] += time.perf_counter() - start
-    summary = _summary(run, cold, before, after, seconds)
+        with spent.on("train"):
+            trained = train(run, lambda stage, done, metrics: bars(f"training: {stage}", done, metrics))
+        with spent.on("eval"):
+            after = _evaluate(trained, seed, bars, "after")
+    summary = _summary(run, cold, before, after, spent)
     write_json(out / "summary.json", summary)
     _show(summary, before, after, console)
-    console.print(f"The run lies in {out}; {out / 'summary.json'} has these numbers.", markup=False, soft_wrap=True)
-    console.print("Try next:", markup=False, soft_wrap=True)
-    console.print(
-        f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0", markup=False, soft_wrap=True
-    )
-    console.print(
-        f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)", markup=False, soft_wrap=True
-    )
-    console.print(
-        "  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"The run lies in {out}; {out / 'summary.json'} has these numbers.")
+    say("Try next:")
+    say(f"  .venv/bin/retort eval --env {ENV} --model {trained} --temperature 0")
+    say(f"  .venv/bin/retort train grpo --model {cold}     (no feedback in the loss)")
+    say("  .venv/bin/retort demo --out runs/shuffled --set feedback=shuffled     (a control)")
     return summary
 
 
-def read_seconds(out: Path) -> dict[str, float]:
-    """Seconds of each part so far, over all runs of the demonstration in this folder."""
-    kept = out / "seconds.json"
-    return {"cold_start": 0.0, "train": 0.0, "eval": 0.0} if not kept.exists() else json.loads(kept.read_text())
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and of processors, of each part, over all runs of the demonstration in a folder."""
+
+    folder: Path
+    seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+
+    @staticmethod
+    def so_far(folder: Path) -> Spent:
+        """What earlier, interrupted or finished, runs have spent already."""
+        kept = folder / "seconds.json"
+        told = json.loads(kept.read_text()) if kept.exists() else {}
+        kinds = (dict.fromkeys(PARTS, 0.0) | told.get(name, {}) for name in ("seconds", "cpu_seconds"))
+        return Spent(folder, *kinds)
+
+    @contextmanager
+    def on(self, part: str, *, anew: bool = False) -> Iterator[None]:
+        """Adds what the block takes to a part, and writes it down. anew: what was spent on it before is forgotten."""
+        kinds = ((self.seconds, time.perf_counter), (self.cpu_seconds, _processors))
+        starts = [clock() - (0.0 if anew else held[part]) for held, clock in kinds]
+        yield
+        for (held, clock), start in zip(kinds, starts, strict=True):
+            held[part] = clock() - start
+        write_json(self.folder / "seconds.json", {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
+
+
+def _processors() -> float:
+    """Seconds of processors so far, of this process and of the ended ones that it began, its sandboxes among them."""
+    return sum(os.times()[:4])
 
 
 def _evaluate(model: Path, seed: int, bars: Bars, name: str) -> Report:
@@ -99,14 +107,15 @@ def _evaluate(model: Path, seed: int, bars: Bars, name: str) -> Report:
     return evaluate(ENV, str(model), limit=TASKS, seed=seed, turn_tokens=16, watch=watch)
 
 
-def _summary(run: Run, cold: Path, before: Report, after: Report, seconds: dict[str, float]) -> dict[str, Any]:
+def _summary(run: Run, cold: Path, before: Report, after: Report, spent: Spent) -> dict[str, Any]:
     lines = [line for line in run.metrics() if "loss" in line]
     tokens = sum(line["tokens"] for line in lines)
     taught = sum(line["tokens"] * line["tokens_taught"] for line in lines)
     return {
         "before": before.to_json(),
         "after": after.to_json(),
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": {name: round(value, 1) for name, value in spent.seconds.items()},
+        "cpu_seconds": {name: round(value, 1) for name, value in spent.cpu_seconds.items()},
         "episodes": sum(line["episodes"] for line in lines),
         "tokens": tokens,
         "tokens_taught_by_feedback": taught / max(tokens, 1),
@@ -119,16 +128,17 @@ def _summary(run: Run, cold: Path, before: Report, after: Report, seconds: dict[
 
 
 def _show(summary: dict[str, Any], before: Report, after: Report, console: Console) -> None:
-    table = Table(title=f"Success on unseen tasks of {ENV}, sampled at temperature 1")
+    table = titled(f"Success on unseen tasks of {ENV}, sampled at temperature 1")
     for column in ("family", "tasks", "before", "after"):
         table.add_column(column, justify="left" if column == "family" else "right")
-    for old, new in zip(before.families, after.families, strict=True):
+    order = sorted(zip(before.families, after.families, strict=True), key=lambda pair: pair[0].name in HELD_OUT)
+    for old, new in order:
         label = f"{old.name} (never trained on)" if old.name in HELD_OUT else old.name
         table.add_row(
             label, str(old.n), f"{old.success:.2f} ± {old.stderr:.2f}", f"{new.success:.2f} ± {new.stderr:.2f}"
         )
     table.add_section()
-    rows = [("all trained families", before.overall, after.overall)]
+    rows = [("all families in training", before.overall, after.overall)]
     if before.held_out is not None and after.held_out is not None:
         rows.append(("held-out families", before.held_out, after.held_out))
     for name, old, new in rows:
@@ -136,11 +146,12 @@ def _show(summary: dict[str, Any], before: Report, after: Report, console: Conso
             name, str(old.n), f"{old.success:.3f} ± {old.stderr:.3f}", f"{new.success:.3f} ± {new.stderr:.3f}"
         )
     console.print(table)
-    spent = summary["seconds"]
+    parts = {"cold start": "cold_start", "training": "train", "evaluation": "eval"}
+    clock = [(name, summary["seconds"][part], summary["cpu_seconds"][part]) for name, part in parts.items()]
     console.print(
         f"{summary['episodes']} episodes, {summary['tokens']} sampled tokens; feedback taught "
-        f"{summary['tokens_taught_by_feedback']:.0%} of them. Seconds: cold start {spent['cold_start']:.0f}, "
-        f"training {spent['train']:.0f}, evaluation {spent['eval']:.0f}. "
+        f"{summary['tokens_taught_by_feedback']:.0%} of them. Seconds on the clock (of processors): "
+        f"{', '.join(f'{name} {wall:.0f} ({cpu:.0f})' for name, wall, cpu in clock)}. "
         f"Peak memory {summary['peak_memory_mib']:.0f} MiB.",
         markup=False,
         soft_wrap=True,

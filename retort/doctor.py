@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from retort.envs.base import own_pip
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,7 +27,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that was looked for, in the order in which a user needs it."""
-    checks: tuple[Callable[[], Finding], ...] = (_python, _bubblewrap, _layers, _training, _gpu, _docker, _vllm)
+    checks: tuple[Callable[[], Finding], ...] = (_python, _bubblewrap, _layers, _git, _training, _gpu, _docker, _vllm)
     return [check() for check in checks]
 
 
@@ -84,6 +86,12 @@ def _held(layers: Mapping[str, str]) -> tuple[str, str]:
     return active, "; ".join(f"{name} {state}" for name, state in asked.items() if state != "active")
 
 
+def _git() -> Finding:
+    found = _first_line("git", "--version")
+    advice = "" if found else "apt-get install git; retort/Repair-v0 needs it"
+    return Finding("git", found is not None, found or "not found", advice)
+
+
 def _package(name: str) -> str | None:
     try:
         return version(name)
@@ -97,7 +105,7 @@ def _training() -> Finding:
     missing = [name for name, number in found.items() if number is None]
     detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     return Finding(
-        "training", not missing, detail or "not installed", "pip install 'retort-rl[train]'" if missing else ""
+        "training", not missing, detail or "not installed", own_pip("install 'retort-rl[train]'") if missing else ""
     )
 
 
@@ -110,12 +118,15 @@ def _docker() -> Finding:
     from retort.sandboxes.base import Limits, SandboxError
     from retort.sandboxes.docker import engine, layers
 
+    if _package("docker") is None:
+        return Finding("docker", False, "its package is not installed", own_pip("install 'retort-rl[docker]'"))
     try:
         with engine() as client:
             active, missing = _held(layers(Limits(), client.info()))
             number = client.version()["Version"]
-    except SandboxError as error:
-        return Finding("docker", False, "not usable here", f"{error}; no built-in environment needs it")
+    except SandboxError:
+        advice = "apt-get install docker.io and start it, or set DOCKER_HOST; every built-in environment works without"
+        return Finding("docker", False, "no engine answers", advice)
     return Finding("docker", True, f"engine {number}: {active}", missing)
 
 

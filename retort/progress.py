@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -23,13 +26,19 @@ if TYPE_CHECKING:
     from retort.algos.runs import Run
 
 
+LINE_S, LEAST_S = 15.0, 1.0  # seconds between two lines: where no tenth ends between them, and where one does
+
+
 class Bars:
     """One bar for each stage that reports: call it with (stage, done, metrics); `total` in metrics sets its length.
 
-    Bars go to standard error, so that standard output stays for results.
+    Bars go to standard error, so that standard output stays for results. Where that is no terminal, a line now and then
+    takes their place, as `Lines` has it.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self._lines = None if quiet or console.is_terminal else Lines(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -37,8 +46,8 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=quiet,
+            console=console,
+            disable=quiet or self._lines is not None,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -50,26 +59,77 @@ class Bars:
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, metrics: dict[str, Any]) -> None:
-        """Moves the bar of `stage` to `done`; a new `total` starts it anew."""
+        """Moves the bar of `stage` to `done`; one that goes back starts anew, its clock too."""
+        if self._lines is not None:
+            self._lines(stage, done, metrics)
+            return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=None, note="")
+        task = self._tasks[stage]
+        if done < self._progress.tasks[task].completed:
+            self._progress.reset(task)
         update: dict[str, Any] = {"completed": done, "note": _note(metrics)}
         if "total" in metrics:
             update["total"] = metrics["total"]
-        self._progress.update(self._tasks[stage], **update)
+        self._progress.update(task, **update)
+
+
+@dataclass
+class _Stage:
+    """How far a stage was when it began and when it last had a line."""
+
+    start: float
+    done: int
+    total: int | None = None
+    told: float = 0.0
+    tenth: int = 0
+
+
+class Lines:
+    """Progress for a log: a line at a stage's end, at each tenth (LEAST_S seconds apart), and every LINE_S."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._stages: dict[str, _Stage] = {}
+
+    def __call__(self, stage: str, done: int, metrics: dict[str, Any]) -> None:
+        """As `Bars` is called."""
+        now, known = self._clock(), self._stages.get(stage)
+        if known is None or done < known.done:
+            known = self._stages[stage] = _Stage(now, done, told=now)
+            known.total = metrics.get("total")
+            known.tenth = done * 10 // known.total if known.total else 0
+            return
+        known.done, known.total = done, metrics.get("total", known.total)
+        tenth = done * 10 // known.total if known.total else 0
+        passed = now - known.told
+        if done == known.total or passed >= LINE_S or (tenth > known.tenth and passed >= LEAST_S):
+            known.tenth, known.told = tenth, now
+            length = "" if known.total is None else f"/{known.total}"
+            parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s", _note(metrics)]
+            self._console.print(
+                "  ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _note(metrics: dict[str, Any]) -> str:
-    shown = [f"success {metrics['success']:.2f}"] if "success" in metrics else []
+    shown = [f"{name.replace('_', ' ')} {metrics[name]:.2f}" for name in ("success", "held_out") if name in metrics]
     shown += [f"loss {metrics['loss']:.3f}"] if "loss" in metrics else []
     return "  ".join(shown)
+
+
+def titled(title: str) -> Table:
+    """An empty table, its title and caption at the left."""
+    return Table(title=title, title_justify="left", caption_justify="left")
 
 
 def train_table(run: Run) -> Table:
     """What a run measured at its start, in the middle and at its end."""
     lines = run.metrics()
-    table = Table(title=f"{run.config.recipe} on {run.config.env}")
-    for column in ("step", "loss", "success", "tokens", "episodes", "seconds"):
+    played = any("success" in line for line in lines)  # expert traces have none
+    table = titled(f"{run.config.recipe} on {run.config.env}")
+    for column in ("step", "loss", *(["success"] if played else []), "tokens", "episodes", "seconds"):
         table.add_column(column, justify="right")
     for line in [
         lines[index] for index in sorted({0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1})
@@ -77,7 +137,7 @@ def train_table(run: Run) -> Table:
         table.add_row(
             str(line["step"]),
             f"{line['loss']:.4f}" if "loss" in line else "skipped",
-            f"{line['success']:.3f}",
+            *([f"{line['success']:.3f}"] if played else []),
             str(line["tokens"]),
             str(line["episodes"]),
             f"{sum(line['seconds'].values()):.2f}",
@@ -98,14 +158,15 @@ ENDINGS = {
 
 def report_table(report: Report, title: str) -> Table:
     """Success by family, with standard errors, and how the rollouts without success ended."""
-    table = Table(title=title)
+    table = titled(title)
     for column in ("family", "tasks", "success", "stderr", "without success"):
         table.add_column(column, justify="left" if column in ("family", "without success") else "right")
     totals = [total for total in (report.overall, report.held_out) if total is not None]
     for rows in (report.families, totals):
         for row in rows:
             endings = ", ".join(f"{ENDINGS[name]} {count}" for name, count in row.outcomes.items() if name in ENDINGS)
-            table.add_row(row.name, str(row.n), f"{row.success:.3f}", f"{row.stderr:.3f}", endings)
+            numbers = (f"{row.success:.3f}", f"{row.stderr:.3f}") if row.n else ("-", "-")
+            table.add_row(row.name, str(row.n), *numbers, endings)
         table.add_section()
     for k in sorted(k for k in report.pass_at_k if k > 1):
         table.add_row(f"pass@{k}", "", f"{report.pass_at_k[k]:.3f}", f"{report.pass_at_k_stderr[k]:.3f}")
@@ -121,7 +182,7 @@ def report_table(report: Report, title: str) -> Table:
 
 def comparison_table(found: Comparison) -> Table:
     """Both successes by family, their difference, and its chance."""
-    table = Table(title=f"{found.second} against {found.first}")
+    table = titled(f"{found.second} against {found.first}")
     for column in ("family", "tasks", "first", "second", "difference", "p", "better", "worse", "same"):
         table.add_column(column, justify="left" if column == "family" else "right")
     totals = [total for total in (found.overall, found.held_out) if total is not None]
@@ -143,7 +204,7 @@ def comparison_table(found: Comparison) -> Table:
 
 def estimate_table(found: Estimate) -> Table:
     """From the least that an evaluation would ask to the most."""
-    table = Table(title=f"{found.model}: {found.episodes} episodes of {found.tasks} tasks; nothing was played")
+    table = titled(f"{found.model}: {found.episodes} episodes of {found.tasks} tasks; nothing was played")
     for column in ("", "at least", "at most"):
         table.add_column(column, justify="right" if column else "left")
     unknown = "the environment names no max_turns"

@@ -73,6 +73,32 @@ def played(echo: Any) -> list[Trajectory]:
         return play(runner, echo().tasks(), n=2, seed=5)
 
 
+def test_what_a_watch_hears_is_what_the_report_says(echo: Any) -> None:
+    heard: list[dict[str, Any]] = []
+    chat = scripted.byte_chat()
+    make = lambda: echo(breaks=[("echo-3", 1)])  # noqa: E731
+    told = {"watch": lambda _, n, metrics: heard.append(metrics), "held_out": ("family-1",)}
+    with closing(Runner(make, scripted.plan(["say", "done"], chat), chat, env_id="echo", concurrency=4)) as runner:
+        found = report(play(runner, echo().tasks(), n=2, seed=5, **told), held_out=("family-1",))
+    assert found.held_out is not None
+    assert heard[0] == {"total": 16}
+    assert heard[-1] == {"total": 16, "success": found.overall.success, "held_out": found.held_out.success}
+    assert found.overall.success != found.held_out.success
+
+
+def test_where_nothing_counted_there_is_no_success(echo: Any, caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[dict[str, Any]] = []
+    chat = scripted.byte_chat()
+    make = lambda: echo(breaks=[(f"echo-{number}", 0) for number in range(8)])  # noqa: E731
+    refusal = pytest.raises(UsageError, match="nothing counted: no episode could be played; the first of 8 failed with")
+    with closing(Runner(make, scripted.gold(chat), chat, env_id="echo", concurrency=4)) as runner, refusal:
+        play(runner, echo().tasks(), n=1, seed=5, watch=lambda _, n, metrics: heard.append(metrics))
+    assert all(metrics == {"total": 8} for metrics in heard)
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "failed and is not counted: reset: OSError: the host of echo-" in first
+    assert last.startswith("8 episodes in all failed like that one: reset: OSError: the host of echo-")
+
+
 def test_what_infrastructure_broke_leaves_the_denominator(played: list[Trajectory]) -> None:
     found = report(played, ks=(1, 2))
     assert (found.overall.n, found.overall.episodes, found.infrastructure_failures) == (7, 14, 2)

@@ -145,7 +145,8 @@ def test_a_breaking_environment_costs_its_own_episode_alone(echo: Any, at: int) 
     assert broken.success is None
     assert not broken.terminated
     assert not broken.truncated
-    assert broken.error == f"{'step' if at else 'reset'}: OSError: the host of echo-3 went away"
+    said = f"{'step' if at else 'reset'}: OSError: the host of echo-3 went away (tests/agents/conftest.py:"
+    assert (broken.error or "").startswith(said)
     assert len(broken.turns) == at
     assert broken.task.key == "echo-3"
     assert echo.made == 3  # the slot got another
@@ -201,7 +202,9 @@ def test_a_gold_that_fails_is_the_environments_fault(echo: Any) -> None:
     echo.gold = lambda self, observation: 1 / 0
     played = play(echo, scripted.gold(BYTES))
     assert all(item.failure is Failure.INFRASTRUCTURE for item in played)
-    assert played[0].error == "gold: ZeroDivisionError: division by zero"
+    assert (played[0].error or "").startswith(
+        "gold: ZeroDivisionError: division by zero (tests/agents/test_rollout.py:"
+    )
 
 
 class Talker(ScriptedPolicy):

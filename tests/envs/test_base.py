@@ -1,5 +1,6 @@
 """The contract's own parts: the text space, picking tasks, errors that name the nearest choice."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,5 +105,7 @@ def test_a_split_by_name() -> None:
 
 def test_a_package_that_is_missing_names_its_command() -> None:
     assert needed("json", "pip install nothing").dumps([]) == "[]"
-    with pytest.raises(MissingPackage, match="'no_such_package' is not installed: pip install 'retort-rl\\[x\\]'"):
-        needed("no_such_package.inner", "pip install 'retort-rl[x]'")
+    with pytest.raises(MissingPackage) as error:
+        needed("no_such_package.inner", "pip install 'retort-rl[x]' && pip install y")
+    pip = f"{sys.executable} -m pip install"
+    assert str(error.value).endswith(f"'no_such_package' is not installed: {pip} 'retort-rl[x]' && {pip} y")

@@ -446,7 +446,7 @@ def register() -> Iterator[Any]:
 
 
 def test_a_sound_environment_passes(register: Any) -> None:
-    check_env(register(Echo))
+    assert check_env(register(Echo)) == ""
 
 
 @pytest.mark.parametrize(("kind", "check", "found"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
@@ -523,7 +523,7 @@ def test_all_faults_are_listed_with_how_to_mend_them(register: Any) -> None:
         fault.check for fault in error.value.faults
     }
     message = str(error.value)
-    assert message.startswith("check/Worse-v0 has ")
+    assert message.startswith(f"check/Worse-v0 breaks the contract: {len(error.value.faults)} faults\n")
     assert message.count("mend: ") == len(error.value.faults)
 
 
@@ -534,8 +534,21 @@ def test_the_same_advice_is_given_once(register: Any) -> None:
         raise RuntimeError("and no further")
 
     found = faults_of(three, Subject(register(Echo), 1))
-    assert [fault.found for fault in found] == ["fault 0 (and 2 more)", "RuntimeError: and no further"]
+    assert found[0].found == "fault 0 (and 2 more)"
+    assert found[1].found.startswith("RuntimeError: and no further (tests/envs/test_check.py:")
     assert {fault.check for fault in found} == {"three"}
+
+
+def test_what_raises_is_the_only_fault(register: Any) -> None:
+    class Raises(Echo):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(CheckError) as error:
+        check_env(register(Raises))
+    (fault,) = error.value.faults
+    assert fault.check == "nothing_raises"
+    assert "action 0 raised ZeroDivisionError: by nothing (tests/envs/test_check.py:" in fault.found
 
 
 def test_what_is_no_text_environment() -> None:

@@ -17,7 +17,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from hypothesis import given
 from hypothesis import strategies as st
-from retort.envs.base import SPLITS, Feedback, Source, UsageError, allotted, content_digest
+from retort.envs.base import SPLITS, Feedback, NoGold, Source, UsageError, allotted, content_digest
 from retort.envs.check import CheckError, check_env
 from retort.envs.single import SingleTurn, single_turn
 
@@ -79,6 +79,13 @@ def test_right_and_wrong(register: Any) -> None:
         env.step("4")
 
 
+def test_an_action_is_text(register: Any) -> None:
+    env = register(single_turn(SUMS, verify))
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="action: expected text, found int"):
+        env.step(4)
+
+
 def test_feedback_of_ones_own_may_be_shown(register: Any) -> None:
     shown = Feedback("Traceback: too short", Source.RUNTIME_ERROR, 7, True)
     env = register(single_turn(["a", "b", "c"], lambda prompt, answer: (0.5, shown)))
@@ -117,10 +124,26 @@ def test_a_verifier_that_raises_is_a_broken_episode(register: Any) -> None:
 def test_without_answers_there_is_no_gold(register: Any) -> None:
     env = register(single_turn(SUMS, verify))
     env.reset(seed=0)
-    with pytest.raises(UsageError, match="give single_turn its answers="):
+    with pytest.raises(NoGold, match="give single_turn its answers="):
         env.get_wrapper_attr("gold")("")
-    with pytest.raises(CheckError, match="give single_turn its answers="):
-        check_env(env)
+
+
+def test_without_answers_the_rest_is_checked(register: Any) -> None:
+    assert "give single_turn its answers=" in check_env(register(single_turn(SUMS, verify)))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "check"),
+    [
+        (lambda prompt, answer: (1.0, None), "doing_nothing_scores_nothing"),
+        (lambda prompt, answer: (0.0, str(object())), "same_actions_same_outcome"),
+        (lambda prompt, answer: (float(answer), None), "nothing_raises"),
+    ],
+)
+def test_without_answers_faults_are_found(register: Any, verdict: Any, check: str) -> None:
+    with pytest.raises(CheckError) as error:
+        check_env(register(single_turn(SUMS, verdict)))
+    assert check in {fault.check for fault in error.value.faults}
 
 
 @pytest.mark.parametrize(

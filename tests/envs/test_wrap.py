@@ -13,7 +13,7 @@ import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 from retort.envs.base import SPLITS, Source, UsageError
-from retort.envs.check import CheckError, check_env
+from retort.envs.check import check_env
 from retort.envs.wrap import Wrap, by_seed, read_action, wrap
 
 import retort  # noqa: F401
@@ -200,8 +200,14 @@ def test_bad_input(register: Any) -> None:
         wrap("FrozenLake-v1", actions=LAKE, text=lake_text)().tasks()
     env = register(wrap(Reverse, seeds=20))
     env.reset(seed=0)
-    with pytest.raises(CheckError, match="give wrap its gold="):
-        check_env(env)
+    assert "give wrap its gold=" in check_env(env)
+
+
+def test_an_action_is_text(register: Any) -> None:
+    env = register(wrap(Reverse, seeds=20))
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="action: expected text, found NoneType"):
+        env.step(None)
 
 
 def test_a_wrap_travels() -> None:

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from retort.cli import main
+from retort.doctor import examine
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ["traces.tasks=8", "per_task=2", "steps=2", "prompts=4", "group_size=1", "checkpoint_every=1", "threads=1"]
@@ -56,6 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {folder}/checkpoints/step-000002" in done.stdout
     assert "next: retort eval --env retort/Shell-v0 --model" in done.stdout
+    assert "beside it: retort eval --env retort/Shell-v0 --model gold (or null, random); then: retort" in done.stdout
+    assert "success" not in done.stdout
     return folder
 
 
@@ -74,6 +78,7 @@ def test_help_and_no_command() -> None:
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
+    assert retort("--version").stdout == f"retort {version('retort-rl')}\n"
 
 
 def test_envs() -> None:
@@ -83,7 +88,10 @@ def test_envs() -> None:
     assert "missing" not in entries["retort/Shell-v0"]
     assert set(entries["retort/Shell-v0"]["tasks"]) == {"train", "validation", "test"}
     assert all(count > 0 for count in entries["retort/Shell-v0"]["tasks"].values())
-    assert "retort/Shell-v0" in retort("envs").stdout
+    assert entries["retort/Harbor-v0"] == {"id": "retort/Harbor-v0", "missing": "needs --env-arg folder=..."}
+    shown = retort("envs").stdout
+    assert "retort/Shell-v0" in shown
+    assert "needs --env-arg folder=..." in shown
 
 
 def test_envs_without_bubblewrap_says_what_is_missing(tmp_path: Path) -> None:
@@ -117,7 +125,8 @@ def test_doctor() -> None:
     assert done.returncode == 0
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert findings["bubblewrap"]["present"]
-    assert {"python", "training", "gpu", "docker", "vllm"} <= set(findings)
+    assert {"python", "training", "gpu", "docker", "vllm", "git"} <= set(findings)
+    assert findings["git"]["detail"].startswith("git version")
     assert "bubblewrap" in retort("doctor").stdout
 
 
@@ -128,6 +137,15 @@ def test_doctor_without_bubblewrap(tmp_path: Path) -> None:
     assert not finding["present"]
     assert "apt-get install bubblewrap" in finding["advice"]
     assert "sandbox=unsafe" in finding["advice"]
+    (git,) = (finding for finding in json.loads(done.stdout) if finding["name"] == "git")
+    assert git["advice"] == "apt-get install git; retort/Repair-v0 needs it"
+
+
+def test_doctor_says_in_a_sentence_that_no_engine_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    (docker,) = (finding for finding in examine() if finding.name == "docker")
+    assert (docker.present, docker.detail) == (False, "no engine answers")
+    assert docker.advice.startswith("apt-get install docker.io and start it, or set DOCKER_HOST")
 
 
 @pytest.mark.slow
@@ -150,6 +168,52 @@ def test_check_env_of_what_breaks_the_contract(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "gold" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+BROKEN = {
+    "lacks": "import numpyy\n",
+    "odd": "x = (\n",
+    "stops": "\nraise RuntimeError('at import')\n",
+    "divides": """
+import gymnasium
+from retort.envs.single import single_turn
+def verify(prompt, answer):
+    return 1 / 0, None
+gymnasium.register("me/Own-v0", single_turn(["a", "b", "c", "d"], verify, answers=str.upper))
+def play(env):
+    return 1 / 0
+RECIPE = None
+""",
+}
+
+
+def test_what_ones_own_module_raises_is_one_line(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in BROKEN.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lacks = "ModuleNotFoundError: No module named 'numpyy' (lacks.py:1); RETORT_DEBUG=1"
+    for arguments, said in (
+        (["check-env", "lacks:me/Own-v0"], lacks),
+        (["eval", "--model", "script:lacks:play"], lacks),
+        (["train", "lacks.recipe"], lacks),
+        (["eval", "--env", "odd:me/Own-v0"], "SyntaxError: '(' was never closed (odd.py:1)"),
+        (["train", "sft", "--env", "stops:me/Own-v0"], "RuntimeError: at import (stops.py:2)"),
+        (["eval", "--limit", "1", "--model", "script:divides:play"], "division by zero (divides.py:8)"),
+        (["eval", "--limit", "1", "--model", "script:divides:pay"], "of that name in divides; did you mean 'play'"),
+        (["eval", "--env", "divides:me/Own-v0"], "nothing counted: no episode could be played; the first of 1 failed"),
+        (["eval", "--env", "divides:me/Own-v0"], "ZeroDivisionError: division by zero (divides.py:5)"),
+    ):
+        done = here(*arguments)
+        refused(done, said)
+        assert "success 0.00" not in done.stderr
+    done = here("check-env", "divides:me/Own-v0")
+    assert done.returncode == 1
+    assert "raised ZeroDivisionError: division by zero (divides.py:5)" in done.stdout
+    monkeypatch.setenv("RETORT_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["retort", "check-env", "lacks:me/Own-v0"])
+    with pytest.raises(ModuleNotFoundError, match="numpyy"):
+        main()
 
 
 @pytest.mark.parametrize("model", ["gold", "null", "random"])
@@ -300,7 +364,8 @@ def test_a_model_folder_without_a_tokenizer(trained: Path, tmp_path: Path, here:
 
 
 def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
-    refused(here("eval", "--model", trained), "did you mean", "step-000002")
+    for command in (["eval"], ["train", "grpo"]):
+        refused(here(*command, "--model", trained), "did you mean", "step-000002")
 
 
 @pytest.mark.parametrize(
@@ -323,20 +388,28 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["demo", "--set", "stepz=3"], ["unknown key 'stepz'", "did you mean 'steps'"]),
         (["eval", "--split", "tests"], ["unknown split 'tests'", "did you mean 'test'"]),
         (["eval", "--model", "golden"], ["unknown model 'golden'", "did you mean 'gold'"]),
-        (["eval", "--model", "/no/such/folder"], ["/no/such/folder"]),
+        (["eval", "--model", "/no/such/folder"], ["expected a checkpoint folder, found nothing at /no/such/folder"]),
+        (["eval", "--model", "tiny"], ["tiny is a model without training"]),
+        (["train", "grpo", "--model", "./nope"], ["expected a checkpoint folder, found nothing at", "nearest: "]),
+        (["train", "grpo", "--model", "gold"], ["gold plays and cannot be trained: expected tiny"]),
         (["eval", "--k", "1,x"], ["expected whole numbers such as 1,4,8"]),
         (["eval", "--k", "4", "-n", "2"], ["expected 1 <= k <= n=2, found [4]"]),
         (["eval", "--env-arg", "sandbox=bwarp"], ["unknown sandbox 'bwarp'", "did you mean 'bwrap'"]),
-        (["eval", "--env-arg", "max_turn=3"], ["max_turn"]),
+        (
+            ["eval", "--env-arg", "max_turn=3"],
+            ["Shell-v0 takes no argument 'max_turn'; did you mean 'max_turns'? valid:"],
+        ),
+        (["eval", "--env-arg", "split=train"], ["--env-arg split=...: expected --split, which also picks the tasks"]),
+        (["train", "sft", "--set", "env_args.split=test"], ["env_args.split: a run trains on the train split"]),
         (["eval", "--env-arg", 'families=["delte"]'], ["delte", "did you mean 'delete'"]),
-        (["eval", "--limit", "0"], ["--limit"]),
+        (["eval", "--limit", "0"], ["--limit", "expected at least 1, found 0"]),
         (["eval", "--model-arg", "device=cpu"], ["gold takes no argument 'device'"]),
         (["eval", "--model", "openai:http://host#x", "--model-arg", "retires=3"], ["did you mean 'retries'"]),
         (["eval", "--model", "openai:http://host#x", "--context-tokens", "9"], ["context_tokens", "not counted here"]),
         (["eval", "--model", "script:no_such_module:play"], ["expected script:MODULE:NAME", "no_such_module"]),
         (["eval", "--resume", "nowhere"], ["nowhere: expected the folder of an evaluation"]),
         (["compare", "here", "there"], ["here: expected the folder of an evaluation"]),
-        (["train", "sft", "--seed", "-1"], ["--seed"]),
+        (["train", "sft", "--seed", "-1"], ["--seed", "expected at least 0, found -1"]),
     ],
 )
 def test_bad_input_names_what_was_meant(

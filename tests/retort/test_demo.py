@@ -63,19 +63,33 @@ def test_the_demo_trains_evaluates_and_does_nothing_twice(tmp_path: Path) -> Non
         assert summary[name]["n"] + summary[name]["held_out"]["n"] == TASKS
         assert len(summary[name]["families"]) >= 10
         assert 0 <= summary[name]["success"] <= 1
-    assert set(summary["seconds"]) == {"cold_start", "train", "eval"}
+    for kind in ("seconds", "cpu_seconds"):
+        assert set(summary[kind]) == {"cold_start", "train", "eval"}
+        assert summary[kind]["train"] > 0
     assert summary["episodes"] == 2 * 16
     assert summary["tokens"] > 0
     assert 0 < summary["tokens_taught_by_feedback"] <= 1
     assert summary["feedback"] == "own"
-    for line in ("Before training", "never trained on", "held-out families", "Try next", "--set feedback=shuffled"):
+    assert f"Before training: {summary['before']['success']:.2f} of unseen tasks" in said
+    assert f"{summary['after']['success']:.3f} ±" in said
+    for line in (
+        "Before training",
+        "all families in training",
+        "of processors",
+        "never trained on",
+        "held-out families",
+        "Try next",
+        "--set feedback=shuffled",
+    ):
         assert line in said
     assert str(out / "summary.json") in said
 
     files = [out / "metrics.jsonl", *out.glob("checkpoints/*/*"), *out.glob("cold-start/checkpoints/*/*")]
     before = {path: path.stat().st_mtime_ns for path in files if path.name != "metrics.jsonl"}
     metrics = (out / "metrics.jsonl").read_bytes()
+    spent = json.loads((out / "seconds.json").read_text())["cpu_seconds"]
     again, _ = shown(out)
+    assert json.loads((out / "seconds.json").read_text())["cpu_seconds"]["train"] >= spent["train"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (out / "metrics.jsonl").read_bytes() == metrics
     assert {name: again[name] for name in ("episodes", "tokens", "checkpoint", "tokens_taught_by_feedback")} == {

@@ -58,14 +58,30 @@ def test_an_environment_of_ones_own(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["n"] == 9
 
 
-def test_the_readme_shows_the_example_as_it_runs() -> None:
-    section = (
-        (EXAMPLES.parent / "README.md").read_text().partition("\n## Your own environment\n")[2].partition("\n## ")[0]
-    )
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)
-    shown = [textwrap.dedent(block).strip("\n") for block in blocks if "register(" in block]
-    assert len(shown) == 1
-    assert shown[0] in (EXAMPLES / "my_env.py").read_text()
+README = (EXAMPLES.parent / "README.md").read_text()
+INDENTED = (
+    textwrap.dedent(block).strip("\n") + "\n" for block in re.findall(r"(?:^(?:    .*)?\n)+", README, re.MULTILINE)
+)
+BLOCKS = [block for block in INDENTED if re.search(r"^(import|from) ", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_readme_can_be_pasted(number: int, tmp_path: Path) -> None:
+    assert len(BLOCKS) == 2
+    (tmp_path / "count.py").write_text(BLOCKS[number])
+    command = [sys.executable, "count.py"]
+    if "register(" in BLOCKS[number]:
+        command = [sys.executable, "-m", "retort", "check-env", "count:me/Count-v0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_shows_what_the_example_has() -> None:
+    (shown,) = (block for block in BLOCKS if "register(" in block)
+    imports, rest = shown.split("\n\n\n", 1)
+    example = (EXAMPLES / "my_env.py").read_text()
+    assert rest in example
+    assert all(line in example or line == "from gymnasium import register" for line in imports.splitlines())
 
 
 def test_what_the_example_hears() -> None:
