@@ -31,7 +31,11 @@ STEPS, PROMPTS, GROUP, TASKS = 40, 16, 8, 320
 
 @dataclass(frozen=True)
 class World:
-    """Where arms learn: the environment's arguments, for the cold start and then, and how much of it a run sees."""
+    """Where arms learn: the environment's arguments, for the cold start and then, and how much of it a run sees.
+
+    rollouts: of each unseen task in the end. Where a right answer need not be a liked one, `liked` names the parts of
+    the reward that tell: (right, liked).
+    """
 
     env: str
     says: str
@@ -39,6 +43,8 @@ class World:
     then: Mapping[str, Any]
     prompts: int
     group: int
+    rollouts: int = 1
+    liked: tuple[str, str] | None = None
 
 
 WORLDS: Mapping[str, World] = {
@@ -51,6 +57,8 @@ WORLDS: Mapping[str, World] = {
         {"max_turns": 1, "user": 9},
         16,
         1,
+        rollouts=8,
+        liked=("content", "preferences"),
     ),
 }
 
@@ -116,16 +124,37 @@ def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
     run = Run.create_or_open(folder, config)
     trained = train(run)
     lines = run.metrics()
-    report = evaluate(world.env, str(trained), limit=TASKS, turn_tokens=32, seed=seed, env_args=world.then)
+    report = evaluate(
+        world.env,
+        str(trained),
+        n=world.rollouts,
+        limit=TASKS,
+        turn_tokens=32,
+        seed=seed,
+        env_args=world.then,
+        out=folder / "unseen",
+    )
     keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
     return {
         "arm": name,
         "seed": seed,
         "success": report.overall.success,
         "held_out": None if report.held_out is None else report.held_out.success,
+        "liked": liked(folder / "unseen", world.liked),
         "seconds": sum(sum(line["seconds"].values()) for line in lines),
         "curves": {key: [line.get(key) for line in lines] for key in keys if key != "step"},
     }
+
+
+def liked(folder: Path, parts: tuple[str, str] | None) -> float | None:
+    """Of the answers that were right, the share that was as the user likes it; 0 where none was right."""
+    from retort.agents import store
+
+    if parts is None:
+        return None
+    played = [item.reward_components for file in folder.glob("*.parquet") for item in store.read(file)]
+    right = [components for components in played if components.get(parts[0])]  # none where a turn ran out of tokens
+    return sum(components[parts[1]] for components in right) / max(1, len(right))
 
 
 def known() -> list[dict[str, Any]]:
@@ -143,8 +172,8 @@ def cold(world: str, given: str | None) -> str:
     from retort.progress import Bars
 
     here = WORLDS[world]
-    base = {**preset("sft", "tiny"), "env": here.env, "env_args": dict(here.start), "steps": 600, "seed": 0}
-    traces = {"tasks": 2500, "per_task": 2, "skill": 0.5}
+    base = {**preset("sft", "tiny"), "env": here.env, "env_args": dict(here.start), "steps": 1500, "seed": 0}
+    traces = {"tasks": 3800, "per_task": 2, "skill": 0.5}
     with Bars() as bars:
         return str(cold_start(resolve({**base, "traces": traces}), Path(f"runs/learning/cold-{world}"), bars))
 

@@ -38,12 +38,19 @@ def final(line: Line) -> float:
     return float(line["success"])
 
 
+def liked(line: Line) -> float:
+    """Of the right answers, the share as the user likes it."""
+    share = line.get("liked")
+    return math.nan if share is None else float(share)
+
+
 def early(line: Line) -> float:
     """Success while training, over the first quarter of the episodes."""
     curve = line["curves"]["success"]
     return statistics.fmean(curve[: len(curve) // 4])
 
 
+HINDSIGHT = ("hindsight alone", "binary reward alone")
 CLAIMS = (
     ("SDPO with feedback beats GRPO early on", "sdpo", "grpo", early),
     ("and at the end", "sdpo", "grpo", final),
@@ -63,10 +70,19 @@ CLAIMS = (
     ("RLCSD against GRPO", "rlcsd", "grpo", final),
     ("RLCSD against OPSD", "rlcsd", "opsd", final),
     ("OPSD without its clip against with it", "opsd unclipped", "opsd", final),
-    ("Hindsight against binary reward alone", "hindsight alone", "binary reward alone", final),
-    ("Both against binary reward alone", "reward and hindsight", "binary reward alone", final),
-    ("Both against hindsight alone", "reward and hindsight", "hindsight alone", final),
-    ("Hindsight against hints on other answers", "hindsight alone", "hindsight shuffled", final),
+    ("OPSD by KL(S||T) against SDPO with a fixed teacher", "opsd reverse", "sdpo fixed", final),
+    ("Hindsight alone learns what the user likes, binary reward alone does not", *HINDSIGHT, liked),
+    ("and what is right as well", *HINDSIGHT, final),
+    ("Both against binary reward alone, as liked", "reward and hindsight", "binary reward alone", liked),
+    ("Both against hindsight alone, as liked", "reward and hindsight", "hindsight alone", liked),
+    ("Both against hindsight alone, right and as liked", "reward and hindsight", "hindsight alone", final),
+    ("Hindsight against hints on other answers, as liked", "hindsight alone", "hindsight shuffled", liked),
+    (
+        "Both without a group against a group of 8, right and as liked",
+        "reward and hindsight",
+        "grpo in groups of 8",
+        final,
+    ),
 )
 
 
@@ -95,12 +111,14 @@ def write(folder: Path, lines: Sequence[Line], arms: Mapping[str, Any], worlds: 
 
 
 def _tables(lines: Sequence[Line], names: Sequence[str], arms: Mapping[str, Any]) -> Iterator[str]:
-    yield "| arm | what it is | seeds | success at the end | held-out families | tokens an episode | entropy |"
+    likes = any(line.get("liked") is not None for line in lines if line["arm"] in names)
+    third = "as liked, of the right" if likes else "held-out families"
+    yield f"| arm | what it is | seeds | success at the end | {third} | tokens an episode | entropy |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for name in names:
         own = [line for line in lines if line["arm"] == name]
         mean, error = mean_and_error([final(line) for line in own])
-        held = [line["held_out"] for line in own if line["held_out"] is not None]
+        held = [line[key] for line in own for key in ("held_out", "liked") if line.get(key) is not None]
         apart = "{:.3f} ± {:.3f}".format(*mean_and_error(held)) if held else "none"
         tokens = statistics.fmean(_late(line, "tokens") / _late(line, "episodes") for line in own)
         entropy = statistics.fmean(_late(line, "entropy") for line in own)
