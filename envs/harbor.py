@@ -260,7 +260,7 @@ class HarborEnv(TextEnv):
                     ground.restore(taken)
         except OSError as error:  # the sandbox answered: there is too much, or the agent locked it
             return Grade(0.0, {"tests": 0.0}, f"expected a readable work folder; found {error.strerror}".lower())
-        return judged(ground, task, asked, given)
+        return judged(ground, self._opened.layout, task, asked, given)
 
 
 def unfenced(action: str) -> str:
