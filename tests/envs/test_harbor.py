@@ -12,7 +12,6 @@ import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 from retort.envs.base import Failure, Feedback, Source, UsageError
-from retort.envs.check import check_env
 from retort.envs.harbor import NO_ANSWER, HarborEnv, unfenced
 from retort.envs.harbor_format import HarborTask, export_tasks, script, write_task
 from retort.envs.shell import ShellEnv
@@ -100,13 +99,6 @@ def test_gold_and_feedback(made: Callable[..., HarborEnv]) -> None:
     assert (last[1], last[4]["success"], last[4]["failure"]) == (0.0, False, Failure.POLICY)
     assert hidden(last)[Source.VERIFIER] == "expected moon; found sun"
     assert hidden(last)[Source.HINT] == "try cp"
-
-
-def test_the_contract(made: Callable[..., HarborEnv]) -> None:
-    env = made(a_task("one"), a_task("two", dockerfile=DOCKERFILE + "RUN echo 1 > x\n"))
-    folder = env.spec.kwargs["folder"] if env.spec else ""
-    with gymnasium.make("retort/Harbor-v0", folder=folder) as registered:
-        check_env(registered)
 
 
 REWARDS: dict[str, tuple[str, float]] = {
@@ -382,11 +374,11 @@ def exported(folder: Path, count: int, image: str | None = None) -> Path:
 
 
 def test_exported_shell_tasks_come_back(tmp_path: Path, made: Callable[..., HarborEnv]) -> None:
-    folder = exported(tmp_path / "out", 60)
+    folder = exported(tmp_path / "out", 36)
     env = gymnasium.make("retort/Harbor-v0", folder=folder).unwrapped
     assert isinstance(env, HarborEnv)
     try:
-        assert len(env.tasks()) >= 60
+        assert len(env.tasks()) >= 36
         assert len({ref.family for ref in env.tasks()}) == 18
         for ref in env.tasks():
             assert play(env, None, ref.key)[-1][1] == 1.0, ref.key
@@ -432,7 +424,7 @@ def test_images_are_built(base: str, tmp_path: Path, made: Callable[..., HarborE
 
 def test_another_harness_can_run_what_was_exported(base: str, tmp_path: Path) -> None:
     """As Harbor does it: a plain container of root's, the solution, then the tests in the same one."""
-    for place in sorted(exported(tmp_path / "out", 6, base).iterdir()):
+    for place in sorted(exported(tmp_path / "out", 4, base).iterdir()):
         image = image_of(place / "environment")
         volumes = {str(place / name): {"bind": f"/{name}", "mode": "ro"} for name in ("tests", "solution")}
         grade = "mkdir -p /logs/verifier; {} >/dev/null; /tests/test.sh >/dev/null; cat /logs/verifier/reward.txt"

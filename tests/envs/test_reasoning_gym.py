@@ -100,10 +100,10 @@ def test_why_they_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("generator", "split"),
-    [*(("chain_sum", split) for split in SPLITS), ("countdown", "train"), ("simple_integration", "test")],
+    [("chain_sum", "validation"), ("countdown", "train"), ("simple_integration", "test")],  # architecture has another
 )
 def test_the_contract(generator: str, split: str) -> None:
-    with gymnasium.make("retort/ReasoningGym-v0", generator=generator, split=split, size=8) as env:
+    with gymnasium.make("retort/ReasoningGym-v0", generator=generator, split=split, size=4) as env:
         check_env(env)
 
 
