@@ -3,17 +3,19 @@
 Usage: python benchmarks/evaluate.py [--env ID ...] [--episodes N] [--repeats N] [--at-once N ...]
 
 The same tasks each time, spread over the families of the test split, on environments that have played one episode
-before. CPU is that of this process and of everything below it, for one episode, with the most at once. What is missing
-here is named below the table.
+before; Harbor-v0 plays tasks of Shell-v0 that are written out for it. CPU is that of this process and of everything
+below it, for one episode, with the most at once. What is missing here is named below the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import measure
 from retort.agents.base import Sampling
@@ -21,8 +23,9 @@ from retort.agents.episode import EpisodeRequest
 from retort.agents.evaluate import spread
 from retort.agents.rollout import Runner
 from retort.agents.scripted import byte_chat, gold
-from retort.envs.base import TaskRef, UsageError
+from retort.envs.base import TaskRef, TextEnv, UsageError
 from retort.envs.catalogue import env_ids, make
+from retort.envs.harbor_format import export_tasks
 from retort.sandboxes.base import SandboxError
 
 
@@ -36,24 +39,35 @@ class Speed:
     cpu_ms: float
 
 
-def tasks_of(env_id: str, count: int) -> list[TaskRef]:
+def own_folder(env_id: str, folder: Path, count: int) -> dict[str, str]:
+    """What the environment is made with: for Harbor-v0 a folder of tasks, exported from Shell-v0."""
+    if env_id != "retort/Harbor-v0":
+        return {}
+    with contextlib.closing(make("retort/Shell-v0", split="test")) as env:
+        shell = env.unwrapped
+        assert isinstance(shell, TextEnv)
+        export_tasks(shell, spread(list(shell.tasks()), count), folder)
+    return {"folder": str(folder)}
+
+
+def tasks_of(env_id: str, options: Mapping[str, str], count: int) -> list[TaskRef]:
     """`count` tasks, some of them more than once where there are fewer.
 
     Raises:
         SandboxError, ImportError, UsageError: the environment cannot be used here.
     """
-    with contextlib.closing(make(env_id, split="test")) as env:
+    with contextlib.closing(make(env_id, split="test", **options)) as env:
         refs = list(env.get_wrapper_attr("tasks")())
         env.reset(seed=0, options={"task": refs[0].key})
     some = spread(refs, count)
     return (some * (count // len(some) + 1))[:count]
 
 
-def speed(env_id: str, tasks: Sequence[TaskRef], at_once: int, repeats: int) -> Speed:
+def speed(env_id: str, options: Mapping[str, str], tasks: Sequence[TaskRef], at_once: int, repeats: int) -> Speed:
     """Plays the tasks `repeats` times, after one episode on each environment."""
     chat = byte_chat()
     runner = Runner(
-        partial(make, env_id, split="test"),
+        partial(make, env_id, split="test", **options),
         gold(chat),
         chat,
         env_id=env_id,
@@ -92,12 +106,14 @@ def main() -> None:
     args = parser.parse_args()
     rows, missing = [], []
     for env_id in args.env or env_ids():
-        try:
-            tasks = tasks_of(env_id, args.episodes)
-        except (SandboxError, ImportError, UsageError) as error:
-            missing.append(f"- {env_id} is missing: {error}")
-            continue
-        speeds = [speed(env_id, tasks, at_once, args.repeats) for at_once in args.at_once]
+        with tempfile.TemporaryDirectory(prefix="retort-evaluate-") as folder:
+            try:
+                options = own_folder(env_id, Path(folder), args.episodes)
+                tasks = tasks_of(env_id, options, args.episodes)
+            except (SandboxError, ImportError, UsageError) as error:
+                missing.append(f"- {env_id} is missing: {error}")
+                continue
+            speeds = [speed(env_id, options, tasks, at_once, args.repeats) for at_once in args.at_once]
         gain = speeds[-1].episodes / speeds[0].episodes
         rows.append(
             (env_id, *(item.episodes for item in speeds), gain, speeds[-1].won, speeds[-1].turns, speeds[-1].cpu_ms)

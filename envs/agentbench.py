@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -54,15 +56,9 @@ SYSTEMS = {("dev", 22), ("test", 74), ("test", 104)}
 # The agent makes the files that it is asked about: the answer is checked against its own.
 OWN_FILES = {("test", index) for index in (57, 62, 71, 85, 113)}
 
-SAME_EACH_TIME = """RANDOM=3
-cat() {
-  if [ "$1" = /dev/urandom ]; then
-    LC_ALL=C awk 'BEGIN { srand(3); for (;;) printf "%c", 1 + int(rand() * 255) }' 2>/dev/null
-  else
-    command cat "$@"
-  fi
-}
-"""
+# Random content is the same at each reset. Bash's own RANDOM is another one in each subshell, whatever was set before.
+DRAW = "((drawn = (drawn * 1103515245 + 12345) % 2147483648) / 65536)"
+NOISE = "/tmp/noise"  # in the place of /dev/urandom
 # What runs behind has become the program that it shall be.
 STARTED = """for pid in $(jobs -p); do
   while read -r name < /proc/$pid/comm && [[ $name = bash || $name = runuser ]]; do sleep 0.01; done 2>/dev/null
@@ -272,10 +268,19 @@ def _context(record: Mapping[str, Any], init: list[str], machine: bool) -> Files
         lines += ["COPY start.sh /tmp/start.sh", 'ENTRYPOINT ["bash", "/tmp/start.sh"]']
     else:
         for number, text in enumerate(init):
-            files[f"init-{number}.sh"] = script(f"{SAME_EACH_TIME}{text.strip()}\n")
+            files[f"init-{number}.sh"] = script(_repeatable(text))
             path = f"/tmp/init-{number}.sh"
             lines += [f"COPY init-{number}.sh {path}", f"RUN bash --login {path} && rm {path}"]
+        if any(NOISE.encode() in state.data for state in files.values()):
+            files["noise"] = FileState("file", 0o644, random.Random(3).randbytes(1 << 16))
+            lines = [*lines[:3], f"COPY noise {NOISE}", *lines[3:], f"RUN rm {NOISE}"]
     return {"Dockerfile": _text("\n".join(lines) + "\n"), **files}
+
+
+def _repeatable(text: str) -> str:
+    """An init script that draws the same each time."""
+    drawn = re.sub(r"\$RANDOM\b|\$\{RANDOM\}", f"$({DRAW})", text.strip().replace("/dev/urandom", NOISE))
+    return "drawn=3\n" + re.sub(r"\bRANDOM\b", DRAW, drawn) + "\n"
 
 
 def _code(held: Any, scripts: Path) -> str:

@@ -39,15 +39,13 @@ from retort.envs.bfcl_tasks import (
     apart,
     entries,
     fault_of,
-    functions,
     judged,
     message,
     methods_of,
     mistakes,
-    package,
     plan_of,
     source,
-    tool_of,
+    tools_of,
 )
 from retort.envs.calls import Call, Unreadable, read_calls, spoken
 
@@ -79,8 +77,10 @@ class BFCLEnv(TextEnv):
                 raise UsageError(f"unknown family {name!r}; {nearest(str(name), FAMILIES)}")
         self.families = tuple(name for name in FAMILIES if families is None or name in families)
         needed("mpmath", INSTALL)
-        self._limit = int(package("constants.default_prompts").MAXIMUM_STEP_LIMIT)
+        self._limit = int(needed("bfcl_eval.constants.default_prompts", INSTALL).MAXIMUM_STEP_LIMIT)
         self.observation_space, self.action_space = TextSpace(), TextSpace(20_000)
+        self._refs: dict[str, TaskRef] = {}
+        self._listed: tuple[TaskRef, ...] = ()
         self._entry: Entry | None = None
         self._methods: dict[str, Any] = {}
         self._made: list[list[list[str]]] = []  # as the checker takes it: `Turns`, up to now
@@ -89,7 +89,10 @@ class BFCLEnv(TextEnv):
     def tasks(self) -> Sequence[TaskRef]:
         if self.split != "test":
             return ()
-        return tuple(entry.ref for family in self.families for entry in entries(family).values())
+        if not self._refs:
+            self._refs = {key: entry.ref for family in self.families for key, entry in entries(family).items()}
+            self._listed = tuple(self._refs.values())
+        return self._listed
 
     def gold(self, observation: str) -> str:
         """The next action of the gold plan; right as long as the episode has followed it so far."""
@@ -106,13 +109,14 @@ class BFCLEnv(TextEnv):
         if self.split != "test":
             raise UsageError(f"retort/BFCL-v0 is evaluation data: split {self.split!r} is empty, use 'test'")
         refs = self.tasks()
-        ref = refs[self.pick(refs, options)]
+        key = (options or {}).get("task")
+        # A known key needs no search through hundreds of tasks.
+        ref = self._refs[key] if key in self._refs and len(options or {}) == 1 else refs[self.pick(refs, options)]
         self._entry = entry = entries(ref.family)[ref.key]
         self._methods = methods_of(entry)
         self._made, self._over, self._turn, self._actions = [[]], False, 0, 0
-        offered, _ = functions(entry)
         told = f"{PROTOCOL}\n" if self.explain else ""
-        return told + message(entry, 0), step_info(entry.ref, tools=[tool_of(document) for document in offered])
+        return told + message(entry, 0), step_info(entry.ref, tools=tools_of(entry.ref.key, entry.ref.family))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         entry = self._current()
@@ -126,7 +130,7 @@ class BFCLEnv(TextEnv):
         else:
             calls = read_calls(spoken(action), self._methods)
         if not calls:
-            return self._next_message(entry, turn)
+            return self._next_message(entry, turn, invalid=not spoken(action).strip())
         observation = "\n".join(self._run(calls))
         seen = (Feedback(observation, Source.TOOL_RESULT, turn, True),)
         invalid = any(isinstance(call, Unreadable) for call in calls)
@@ -160,14 +164,14 @@ class BFCLEnv(TextEnv):
             self._made[-1].append(sources)
         return results
 
-    def _next_message(self, entry: Entry, turn: int) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def _next_message(self, entry: Entry, turn: int, *, invalid: bool) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if len(self._made) == len(entry.gold):
-            return self._end("", (), entry, cut=False)
+            return self._end("", (), entry, cut=False, invalid=invalid)
         said = message(entry, len(self._made))
         self._made.append([])
         self._actions = 0
         seen = (Feedback(said, Source.USER_REPLY, turn, True),)
-        return said, 0.0, False, False, step_info(entry.ref, feedback=seen)
+        return said, 0.0, False, False, step_info(entry.ref, feedback=seen, invalid=invalid)
 
     def _end(
         self, observation: str, seen: tuple[Feedback, ...], entry: Entry, *, cut: bool, invalid: bool = False

@@ -8,6 +8,7 @@ out again from what was read, never an agent's text.
 from __future__ import annotations
 
 import ast
+import copy
 import decimal
 import itertools
 import json
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from inspect import getmembers, ismethod, signature
+from inspect import getmembers, isfunction, signature
 from pathlib import Path
 from threading import Lock
 from types import FrameType
@@ -62,6 +63,7 @@ def plan_of(turns: Turns) -> tuple[str, ...]:
     return tuple(action for turn in turns for action in (*(f"[{', '.join(calls)}]" for calls in turn), ENDING))
 
 
+@cache
 def package(module: str) -> Any:
     """A module of `bfcl_eval`. Raises MissingPackage where it is not installed."""
     return needed(f"bfcl_eval.{module}", INSTALL)
@@ -99,6 +101,12 @@ def functions(entry: Entry) -> tuple[list[dict[str, Any]], dict[int, list[dict[s
         for document in later[int(turn)]:
             offered.remove(document)
     return offered, later
+
+
+@cache
+def tools_of(key: str, family: str) -> tuple[dict[str, Any], ...]:
+    """What a conversation offers from the start, in OpenAI's form."""
+    return tuple(map(tool_of, functions(entries(family)[key])[0]))
 
 
 def tool_of(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,20 +153,35 @@ def _alone() -> Iterator[str]:
 
 def methods_of(entry: Entry) -> dict[str, Any]:
     """The public methods of services of one's own, in the state that the conversation starts with."""
-    start = package("eval_checker.multi_turn_eval.multi_turn_utils").execute_multi_turn_func_call
-    with _alone() as name:
-        _, services = start(
-            [], entry.data["initial_config"], entry.data["involved_classes"], name, entry.data["id"], entry.long
-        )
-    members = (member for service in services.values() for member in getmembers(service, ismethod))
-    return {name: method for name, method in members if not name.startswith("_")}
+    known = package("constants.executable_backend_config")
+    found: dict[str, Any] = {}
+    with _alone():
+        for kind in entry.data["involved_classes"]:
+            service = getattr(needed(known.CLASS_FILE_PATH_MAPPING[kind], INSTALL), kind)()
+            if kind not in known.STATELESS_CLASSES:
+                start = copy.deepcopy(entry.data["initial_config"].get(kind, {}))
+                service._load_scenario(start, long_context=entry.long)
+            found |= {name: getattr(service, name) for name in _public(service.__class__)}
+    return found
+
+
+@cache
+def _public(service: Any) -> tuple[str, ...]:
+    """The names of a service's public methods."""
+    return tuple(name for name, _ in getmembers(service, isfunction) if not name.startswith("_"))
+
+
+@cache
+def _arguments(function: Any) -> tuple[str, ...]:
+    """The names of a method's arguments."""
+    return tuple(signature(function).parameters)[1:]
 
 
 def fault_of(call: Call, methods: Mapping[str, Any]) -> str:
     """Why a call is not made: no such function, a name that is none, or numbers that would take for ever."""
     if call.name not in methods:
         return f"name {call.name[:40]!r} is not defined; {nearest(call.name[:40], methods)}"
-    known = signature(methods[call.name]).parameters
+    known = _arguments(methods[call.name].__func__)
     for name in call.arguments:
         if name not in known:
             return f"{call.name} has no argument {name[:40]!r}; {nearest(name[:40], known)}"

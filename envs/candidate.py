@@ -8,6 +8,7 @@ The code runs in a ground of `retort.sandboxes.verifier`, in processes that know
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -28,6 +29,10 @@ PASSED, NO_CODE, TOO_LONG = "all tests pass", "no code in the answer", "answer t
 UNENDED = "the tests did not come to their end"
 
 FENCE = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+
+STATEMENT = re.compile(
+    r"^\s*(?:(?:async\s+)?def|class|import|from|return|for|while|if|with|print)\b|^\s*\w+\s*=", re.MULTILINE
+)
 
 # Starts the runner as a process that shares nothing with the check, with the same order of sets each time.
 CHECK = """
@@ -66,6 +71,23 @@ def code_in(action: str, name: str | None = None) -> str:
     defines = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(name or '')}\b", re.MULTILINE)
     fitting = [block for block in blocks if name and defines.search(block)]
     return str((fitting or blocks or [text])[-1])
+
+
+def is_no_code(action: str) -> bool:
+    """Whether an answer holds nothing that was meant as code: nothing at all, or words without a fence, none of which
+    begins a line as Python does, and over the first line of which Python stumbles."""
+    if blocks := FENCE.findall(action.rpartition("</think>")[2]):
+        return not any(block.strip() for _, block in blocks)
+    code = code_in(action).strip()
+    if not code or STATEMENT.search(code):
+        return not code
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        return error.lineno == 1
+    except (ValueError, RecursionError, MemoryError):  # NUL, or a knot: for the tests to say
+        pass
+    return False
 
 
 def files_of(source: str, name: str | None, seconds: float) -> dict[str, str]:

@@ -30,7 +30,7 @@ from retort.envs.base import (
     checked_split,
     step_info,
 )
-from retort.envs.candidate import NO_CODE, PASSED, SKIPPED, TOO_LONG, Outcome, code_in, described, tried
+from retort.envs.candidate import NO_CODE, PASSED, SKIPPED, TOO_LONG, Outcome, code_in, described, is_no_code, tried
 from retort.envs.code_tasks import FAMILIES, HELD_OUT, VISIBLE, Task, Test, task, task_refs
 from retort.envs.room import Room
 from retort.sandboxes.base import Limits
@@ -149,6 +149,7 @@ class CodeEnv(TextEnv):
             feedback=(seen, *lessons(job, grade, turn)) if self._over else (seen,),
             components=grade.components,
             success=grade.success if self._over else None,
+            invalid=not self.action_space.contains(action) or is_no_code(action),
         )
         return grade.seen, float(grade.success), self._over, False, info
 

@@ -34,7 +34,7 @@ from retort.envs.harbor_format import HarborTask, read_tasks, ref_of
 from retort.envs.harbor_grade import Grade, judged
 from retort.envs.harbor_place import Place, is_there, place_of, prepare, typed
 from retort.envs.harbor_wants import Wants, wants
-from retort.envs.room import Room, run_line, shown
+from retort.envs.room import Room, is_no_command, run_line, shown
 from retort.sandboxes.base import Sandbox, SandboxClosed, Terminal
 
 PROTOCOL = "You are at a shell in {work}. Each message you write is run in it. When you have finished, write: done"
@@ -156,15 +156,15 @@ class HarborEnv(TextEnv):
         if asked.answer and said.split()[:1] == ["submit"]:
             return self._end("", (), said.strip().removeprefix("submit").strip(), terminated=True)
         try:
-            observation = self._run(self._terminal, said, asked)
+            observation, unread = self._run(self._terminal, said, asked)
         except SandboxClosed:  # while its own command ran: the agent's doing
             self._terminal = None
             seen = (Feedback(LOST, Source.RUNTIME_ERROR, turn, True), *self._lessons(0.0, LOST))
             return LOST, 0.0, True, False, step_info(ref_of(task), feedback=seen, success=False)
         seen = (Feedback(observation, Source.TERMINAL_STATE, turn, True),) if observation else ()
         if self._turn < self.max_turns and self._left > 0:
-            return observation, 0.0, False, False, step_info(ref_of(task), feedback=seen)
-        return self._end(observation, seen, None, terminated=False)
+            return observation, 0.0, False, False, step_info(ref_of(task), feedback=seen, invalid=unread)
+        return self._end(observation, seen, None, terminated=False, invalid=unread)
 
     def close(self) -> None:
         self._key = self._terminal = self._opened = None
@@ -206,18 +206,25 @@ class HarborEnv(TextEnv):
         self._opened = place
         return self._work
 
-    def _run(self, terminal: Terminal, action: str, asked: Wants) -> str:
+    def _run(self, terminal: Terminal, action: str, asked: Wants) -> tuple[str, bool]:
+        """What is observed, and whether the action was none."""
         if not self.action_space.contains(action):
-            return "command too long"
+            return "command too long", True
         if action.split()[:1] == ["submit"]:
-            return NO_ANSWER
+            return NO_ANSWER, True
         assert self._work is not None
         result = run_line(self._work.held, terminal, action, min(self.command_s, self._left))
         self._left -= result.duration_s
-        return shown(result, self.observation_chars)
+        return shown(result, self.observation_chars), is_no_command(action, result)
 
     def _end(
-        self, observation: str, seen: tuple[Feedback, ...], answer: str | None, *, terminated: bool
+        self,
+        observation: str,
+        seen: tuple[Feedback, ...],
+        answer: str | None,
+        *,
+        terminated: bool,
+        invalid: bool = False,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         task, _ = self._current()
         self._terminal = None
@@ -228,6 +235,7 @@ class HarborEnv(TextEnv):
             feedback=(*seen, *self._lessons(grade.reward, grade.verdict)),
             components=grade.components,
             success=success,
+            invalid=invalid,
         )
         return observation, grade.reward, terminated, not terminated, info
 
@@ -262,7 +270,7 @@ class HarborEnv(TextEnv):
                     ground.restore(taken)
         except OSError as error:  # the sandbox answered: there is too much, or the agent locked it
             return Grade(0.0, {"tests": 0.0}, f"expected a readable work folder; found {error.strerror}".lower())
-        return judged(ground, task, asked, given)
+        return judged(ground, self._opened.layout, task, asked, given)
 
 
 def unfenced(action: str) -> str:

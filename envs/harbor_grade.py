@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retort.envs.harbor_format import HarborTask
+from retort.envs.harbor_guard import FILES, START, guarded, without_traps
 from retort.envs.harbor_place import REWARDS, put
 from retort.envs.harbor_wants import Wants
-from retort.sandboxes.base import ExecResult, ExecTimeout, Sandbox
+from retort.sandboxes.base import ExecResult, ExecTimeout, Layout, Sandbox
 
 TELLING = re.compile(r"fail|error|expect|found|assert|differ|missing|got ", re.IGNORECASE)
 VERDICT_CHARS = 400
-# The home folder is the agent's: what lies in its .local must not run in every Python that a test starts.
-GUARDED = {"PYTHONNOUSERSITE": "1"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,10 @@ class Grade:
     verdict: str
 
 
-def judged(ground: Sandbox, task: HarborTask, asked: Wants, answer: bytes | None) -> Grade:
+def judged(ground: Sandbox, layout: Layout, task: HarborTask, asked: Wants, answer: bytes | None) -> Grade:
     """Runs a task's tests where nothing of the agent's is running, and reads the reward that they write.
+
+    layout: that of the sandbox.
 
     Raises:
         SandboxError: the sandbox is gone; nothing has been learned about the agent.
@@ -41,7 +42,12 @@ def judged(ground: Sandbox, task: HarborTask, asked: Wants, answer: bytes | None
     try:
         if asked.answer and answer is not None:
             ground.write_file(asked.answer, answer)
+        if asked.scope == "work" and not without_traps(ground, layout.work):
+            return Grade(
+                0.0, {"tests": 0.0}, "expected no links to where tests keep things; found some that are locked"
+            )
         ground.write_files(dict.fromkeys(REWARDS, b""), mode=0o666)
+        ground.write_files(FILES)
         put(ground, {f"/tests/{name}": state for name, state in task.tests.items()})
     except OSError as error:  # on the agent's own machine: something of its lies in the way
         return Grade(0.0, {"tests": 0.0}, f"expected a place for the tests; found {error.strerror}".lower())
@@ -49,7 +55,7 @@ def judged(ground: Sandbox, task: HarborTask, asked: Wants, answer: bytes | None
     ground.write_file("/tests/test.sh", task.tests["test.sh"].data, mode=0o755)
     command = ["/tests/test.sh"] if starts else ["bash", "/tests/test.sh"]
     try:
-        done = ground.exec(command, env={**GUARDED, **asked.verifier_env}, timeout=asked.verifier_s)
+        done = ground.exec([*START, *command], env=guarded(asked, layout), timeout=asked.verifier_s)
     except ExecTimeout as late:
         return Grade(
             0.0, {"tests": 0.0}, f"expected tests that end in {asked.verifier_s:g} s; {_telling(late.partial)}"

@@ -45,6 +45,7 @@ from retort.envs.candidate import (
     code_in,
     described,
     files_of,
+    is_no_code,
     outcome_of,
     shown,
 )
@@ -207,6 +208,7 @@ class HumanEvalEnv(TextEnv):
             feedback=lessons(problem, outcome, self.answer_s),
             components={"compiles": float(outcome.end != trial.SYNTAX), "tests": float(passed)},
             success=passed,
+            invalid=bool(refused) or is_no_code(action),
         )
         return info["feedback"][0].text, float(passed), True, False, info
 

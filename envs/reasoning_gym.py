@@ -27,7 +27,7 @@ from retort.envs.base import (
     needed,
     step_info,
 )
-from retort.envs.reasoning_gym_judge import TIMED, Judge
+from retort.envs.reasoning_gym_judge import TIMED, Judge, is_quick
 from retort.envs.reasoning_gym_tasks import (
     INSTALL,
     Question,
@@ -41,6 +41,9 @@ from retort.envs.reasoning_gym_tasks import (
 
 PROTOCOL = "Write the answer alone, or inside <answer></answer>."
 SHOWN = 200  # characters of an answer in a verdict
+LONGEST = 20_000  # characters of an action
+RIGHT = Feedback("found as expected", Source.VERIFIER, 0, visible=False)
+NOTHING = Score(0.0, readable=False)  # some verifiers give a little for an empty answer
 
 
 class ReasoningGymEnv(TextEnv):
@@ -74,7 +77,7 @@ class ReasoningGymEnv(TextEnv):
         with untouched_generators():
             self._verifier = dataset(self.generator, self.config)
         self._judge = Judge(self.generator, self.config) if self.generator in TIMED else None
-        self.observation_space, self.action_space = TextSpace(), TextSpace(20_000)
+        self.observation_space, self.action_space = TextSpace(), TextSpace(LONGEST)
         self._questions: dict[str, Question] = {}
         self._listed: tuple[TaskRef, ...] = ()
         self._question: Question | None = None
@@ -95,7 +98,7 @@ class ReasoningGymEnv(TextEnv):
         question = self._current()
         others = [other.answer for other in list(self._questions.values())[:4]]
         plans = [*others, f"It is {question.answer}, or {others[0]}."]
-        return [[plan] for plan in plans if self._graded(question, plan)[0] < 1]
+        return [[plan] for plan in plans if self._graded(question, plan).worth < 1]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
@@ -111,12 +114,15 @@ class ReasoningGymEnv(TextEnv):
         if not isinstance(action, str):
             raise TypeError(f"action: expected text, found {type(action).__name__}")
         self._over = True
-        reward, verdict = self._graded(question, action)
-        feedback = (
-            Feedback(verdict, Source.VERIFIER, 0, visible=False),
-            Feedback(question.answer, Source.ANSWER, 0, visible=False),
+        reward, verdict, readable = self._graded(question, action)
+        told = RIGHT if reward >= 1 else Feedback(verdict, Source.VERIFIER, 0, visible=False)
+        info = step_info(
+            question.ref,
+            feedback=(told, question.lesson),
+            components={"score": reward},
+            success=reward >= 1,
+            invalid=not readable,
         )
-        info = step_info(question.ref, feedback=feedback, components={"score": reward}, success=reward >= 1)
         return "", reward, True, False, info
 
     def close(self) -> None:
@@ -129,22 +135,22 @@ class ReasoningGymEnv(TextEnv):
             raise ResetNeeded("there is no episode: call reset first")
         return self._question
 
-    def _graded(self, question: Question, action: str) -> tuple[float, str]:
-        """The reward of an action, and what was expected and found."""
-        if not self.action_space.contains(action):
-            return 0.0, f"expected at most 20000 characters; found {len(action)}"
-        tagged = self._extract(action)
+    def _graded(self, question: Question, action: str) -> Score:
+        """The reward of an action, what was expected and found, and whether it could be read."""
+        if len(action) > LONGEST:
+            return Score(0.0, f"expected at most {LONGEST} characters; found {len(action)}", readable=False)
+        tagged = self._extract(action) if "<" in action else None
         answer = action.strip() if tagged is None else tagged
-        found = self._score(question, answer)
+        found = self._score(question, answer) if answer or not question.answer else NOTHING
         if found.worth >= 1:
-            return 1.0, "found as expected"
+            return found
         verdict = f"expected {_brief(question.answer)}; found {_brief(answer)}"
         if found.worth > 0:
             verdict += f", worth {found.worth:.2g}"
-        return found.worth, f"{verdict}, {found.trouble}" if found.trouble else verdict
+        return found._replace(trouble=f"{verdict}, {found.trouble}" if found.trouble else verdict)
 
     def _score(self, question: Question, answer: str) -> Score:
-        if self._judge is not None:
+        if self._judge is not None and not is_quick(self.generator, answer):
             return self._judge.score(question.entry, answer)
         return score(self.generator, self._verifier, question.entry, answer)
 

@@ -15,11 +15,16 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from retort.envs.reasoning_gym_tasks import Score, dataset, score
+from retort.envs.reasoning_gym_tasks import Score, dataset, is_plain, score
 
 TIMED = ("intermediate_integration", "simple_integration")  # they simplify whatever formula they are given
 SECONDS = 5  # of CPU time, so that a busy machine changes no score
 MEMORY = 2 << 30  # bytes
+
+
+def is_quick(generator: str, answer: str) -> bool:
+    """Whether an answer needs no process: a short polynomial beside another takes milliseconds at most."""
+    return generator == "simple_integration" and is_plain(generator, answer)
 
 
 class Judge:
@@ -79,4 +84,4 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         found = score(generator, verifier, entry, answer)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps([found.worth, found.trouble]), flush=True)
+        print(json.dumps(found), flush=True)

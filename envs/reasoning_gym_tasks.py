@@ -15,12 +15,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from retort.envs.base import SPLITS, Split, TaskRef, UsageError, content_digest, nearest, needed
+from retort.envs.base import SPLITS, Feedback, Source, Split, TaskRef, UsageError, content_digest, nearest, needed
 
 INSTALL = "pip install reasoning-gym"
 REFUSED = {
@@ -54,13 +54,17 @@ class Question:
     def text(self) -> str:
         return str(self.entry["question"])
 
+    @cached_property
+    def lesson(self) -> Feedback:
+        return Feedback(self.answer, Source.ANSWER, 0, visible=False)
 
-@dataclass(frozen=True)
-class Score:
-    """worth: from 0 to 1. trouble: why the verifier could not read the answer, where it could not."""
+
+class Score(NamedTuple):
+    """worth: from 0 to 1. trouble: why the verifier gave no opinion, where it gave none. readable: whether it could."""
 
     worth: float
     trouble: str = ""
+    readable: bool = True
 
 
 @contextmanager
@@ -148,19 +152,21 @@ def _reference(generator: str, entry: Mapping[str, Any]) -> str:
 
 def score(generator: str, verifier: Any, entry: Mapping[str, Any], answer: str) -> Score:
     """What the package's verifier says of an answer, if it may see it at all."""
-    if not may_be_evaluated(generator, answer):
-        return Score(0.0, "which is no formula")
+    if generator in WORDS and not WORDS[generator](answer):
+        return Score(0.0, "which is no answer of the kind", readable=False)
+    if generator in GUARDS and not may_be_evaluated(generator, answer):
+        return Score(0.0, "which is no formula", readable=False)
     try:
         worth = float(verifier.score_answer(answer=answer, entry=entry))
     except Exception as error:  # the verifier stumbled over what was written: over a right answer it does not
-        return Score(0.0, f"which cannot be read: {type(error).__name__}")
-    return Score(min(max(worth, 0.0), 1.0))
+        return Score(0.0, f"which cannot be read: {type(error).__name__}", readable=False)
+    return Score(worth if 0.0 <= worth <= 1.0 else min(max(worth, 0.0), 1.0))
 
 
 def may_be_evaluated(generator: str, answer: str) -> bool:
     """Whether an answer may reach a verifier that evaluates it as Python: only if it cannot do anything but count."""
     guard = GUARDS.get(generator)
-    if guard is None:
+    if guard is None or is_plain(generator, answer):
         return True
     try:
         return guard(ast.parse(answer.strip(), mode="eval").body)
@@ -168,6 +174,11 @@ def may_be_evaluated(generator: str, answer: str) -> bool:
         return generator in LISTS  # no expression: eval refuses it as well
     except (RecursionError, MemoryError):  # too deep to be looked at
         return False
+
+
+def is_plain(generator: str, answer: str) -> bool:
+    """Whether an answer is of the usual kind: short, and of nothing that could do anything else."""
+    return generator in PLAIN and len(answer) <= 200 and PLAIN[generator](answer) is not None
 
 
 def _literal(tree: ast.expr) -> bool:
@@ -216,8 +227,25 @@ def _power(node: ast.AST) -> float:
     return _power(node.left) * max(1.0, reach)
 
 
-FUNCTIONS = re.findall(r"\w+", "exp log ln sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh Abs")
 LISTS = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+# To look at these takes microseconds, where to parse them takes as long as some verifiers do.
+SUMS = re.compile(r"(?:[\s\d()+-]|/(?!/)|\*(?!\*))*")
+POLYNOMIALS = re.compile(
+    r"(?:[\s+-]|/(?!/)|\*(?!\*)|\b\d{1,12}(?!\w)|(?<!\w)[a-zA-Z](?!\w)|(?<=\w)\*\*\d{1,2}(?!\w)(?!\s*\*\*))*"
+)
+PLAIN: dict[str, Callable[[str], re.Match[str] | None]] = {
+    **dict.fromkeys(LISTS, re.compile(r"[\s\d,\[\]]*").fullmatch),
+    **dict.fromkeys(("countdown", "puzzle24"), SUMS.fullmatch),
+    **dict.fromkeys(
+        ("intermediate_integration", "polynomial_multiplication", "simple_integration"), POLYNOMIALS.fullmatch
+    ),
+}
+# These verifiers give a little for texts that only happen to hold, or to be, something right ("done" has "on" in it).
+WORDS: dict[str, Callable[[str], re.Match[str] | None]] = {
+    "acre": re.compile(r"\b(?:on|off|undetermined)\b").search,
+    "propositional_logic": re.compile(r"[A-Z∨∧→↔¬()\s]+").fullmatch,
+}
+FUNCTIONS = re.findall(r"\w+", "exp log ln sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh Abs")
 GUARDS: dict[str, Callable[[ast.expr], bool]] = {
     **dict.fromkeys(LISTS, _literal),
     **dict.fromkeys(("countdown", "puzzle24"), _sum),

@@ -28,7 +28,7 @@ from retort.envs.base import (
 )
 from retort.envs.repair_grading import Report, Suite, changes, run_tests, suite
 from retort.envs.repair_tasks import HELD_OUT, Task, task, task_refs
-from retort.envs.room import Room, run_line, shown
+from retort.envs.room import Room, is_no_command, run_line, shown
 from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, SandboxError, SandboxUnavailable, Terminal
 from retort.sandboxes.verifier import take
 
@@ -146,13 +146,13 @@ class RepairEnv(TextEnv):
         if command is not None and command.strip("`. \n").lower() in LAST_WORDS:
             return self._end("", (), said=True)
         try:
-            observation = self._run(self._terminal, command)
+            observation, unread = self._run(self._terminal, command)
         except SandboxClosed:  # while its own command ran: the agent's doing
             return self._end(LOST, (Feedback(LOST, Source.RUNTIME_ERROR, turn, True),), lost=True)
         seen = (Feedback(observation, Source.TERMINAL_STATE, turn, True),) if observation else ()
         if self._turn < self.max_turns:
-            return observation, 0.0, False, False, step_info(job.ref, feedback=seen)
-        return self._end(observation, seen)
+            return observation, 0.0, False, False, step_info(job.ref, feedback=seen, invalid=unread)
+        return self._end(observation, seen, invalid=unread)
 
     def close(self) -> None:
         self._terminal = self._task = None
@@ -164,17 +164,24 @@ class RepairEnv(TextEnv):
             raise ResetNeeded("there is no episode: call reset first")
         return self._task
 
-    def _run(self, terminal: Terminal, command: str | None) -> str:
+    def _run(self, terminal: Terminal, command: str | None) -> tuple[str, bool]:
+        """What the terminal shows, and whether there was no command."""
         if command is None:
-            return "expected one command, found several fenced blocks"
+            return "expected one command, found several fenced blocks", True
         if not self.action_space.contains(command):
-            return "command too long"
+            return "command too long", True
         result = run_line(self._room.held, terminal, command, self.command_s)
         # Without the seconds, so that the same actions are answered by the same words.
-        return TOOK.sub(r"\1", shown(result, self.observation_chars))
+        return TOOK.sub(r"\1", shown(result, self.observation_chars)), is_no_command(command, result)
 
     def _end(
-        self, observation: str, seen: tuple[Feedback, ...], *, said: bool = False, lost: bool = False
+        self,
+        observation: str,
+        seen: tuple[Feedback, ...],
+        *,
+        said: bool = False,
+        lost: bool = False,
+        invalid: bool = False,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         job, self._terminal = self._current(), None
         taken, left = (None, {}) if lost else _left(self._room.held)
@@ -187,6 +194,7 @@ class RepairEnv(TextEnv):
             feedback=(*seen, *lessons(job, report, changes(job.files, left), self._turn - 1, said=said)),
             components={**report.components, "done": float(said), "tests_untouched": float(untouched)},
             success=success,
+            invalid=invalid,
         )
         return observation, float(success), said or lost, not (said or lost), info
 

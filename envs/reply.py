@@ -142,7 +142,11 @@ class ReplyEnv(TextEnv):
             feedback += _lessons(talk, self.max_turns, family, goal, verdict, turn)
         components = {"content": float(verdict.content), "preferences": float(not verdict.unmet)}
         info = step_info(
-            talk.ref, feedback=feedback, components=components, success=verdict.good if self._over else None
+            talk.ref,
+            feedback=feedback,
+            components=components,
+            success=verdict.good if self._over else None,
+            invalid=not action.strip(),  # one that is too long is not in the action space
         )
         self._place += verdict.content and not self._over
         next_up = not self._over and verdict.content

@@ -6,6 +6,8 @@ from retort.envs.base import UsageError, nearest
 from retort.sandboxes.base import ExecResult, Layout, Limits, Sandbox, SandboxClosed, Terminal
 from retort.sandboxes.named import STARTERS, is_name, open_sandbox
 
+NOT_FOUND = 127  # what bash says of a command that it does not know
+
 
 class Room:
     """One sandbox, made when first needed, clean for each episode and replaced where it cannot be made clean.
@@ -65,6 +67,11 @@ def run_line(sandbox: Sandbox, terminal: Terminal, line: str, timeout: float) ->
     except OSError:
         pass  # the agent may have locked the folder; an error is an answer
     return result
+
+
+def is_no_command(action: str, result: ExecResult) -> bool:
+    """Whether bash knew no such command, or there was nothing to run: for `step_info(..., invalid=)`."""
+    return result.exit_code == NOT_FOUND or not action.strip()
 
 
 def shown(result: ExecResult, limit: int) -> str:

@@ -28,14 +28,13 @@ from retort.envs.base import (
     step_info,
 )
 from retort.envs.harbor_format import HarborTask
-from retort.envs.room import Room, run_line, shown
+from retort.envs.room import Room, is_no_command, run_line, shown
 from retort.envs.shell_harbor import as_harbor
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task, task_refs
 from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Terminal
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
-NOT_FOUND = 127  # what bash says of a command that it does not know
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class ShellEnv(TextEnv):
         if not self.action_space.contains(action):
             return "command too long", True
         result = run_line(self._room.held, terminal, action, self.command_s)
-        return shown(result, self.observation_chars or self._current().budget), result.exit_code == NOT_FOUND
+        return shown(result, self.observation_chars or self._current().budget), is_no_command(action, result)
 
     def _end(
         self,

@@ -141,7 +141,9 @@ class SingleTurnEnv(TextEnv):
         seen = "\n".join(item.text for item in said if item.visible)
         if question.answer is not None:
             said += tuple(Feedback(question.answer, kind, 0, False) for kind in (Source.ANSWER, Source.SOLUTION))
-        info = step_info(question.ref, feedback=said, components={"verify": reward}, success=reward >= 1)
+        info = step_info(
+            question.ref, feedback=said, components={"verify": reward}, success=reward >= 1, invalid=not action.strip()
+        )
         return seen, reward, True, False, info
 
     def _current(self) -> Question:

@@ -40,6 +40,7 @@ META = re.compile(
     r"\b(?:(?:q|quit|save|restore|restart|script|noscript|unscript|replay|undo|verify|tw)\b|transcrip|recording)",
     re.I,
 )
+UNREAD = re.compile(r"That's not a verb I|I didn't understand that|I only understood you|I beg your pardon")
 Game = tuple[TaskRef, int, str]  # and its seed and digest; the family and the difficulty stand in the key
 
 
@@ -117,9 +118,11 @@ class TextWorldEnv(TextEnv):
         way = self._way()  # from where this command is given, for a teacher
         turn, self._turn = self._turn, self._turn + 1
         command = _command(action) if self.action_space.contains(action) else ""
-        if command and not META.search(command):
+        refused = not command or bool(META.search(command))
+        if not refused:
             self._state, _, _ = self._player.step(command)
             said = self._state.feedback
+            refused = bool(UNREAD.match(said.strip()))
         else:
             said = REFUSED
         progress = self._state["_game_progression"]
@@ -131,7 +134,13 @@ class TextWorldEnv(TextEnv):
             feedback += _lessons(way if over else self._way(), turn, won=won, lost=bool(self._state.lost))
             self._leave()
         score = progress.score / self._state.max_score
-        info = step_info(ref, feedback=feedback, components={"score": float(score)}, success=won if ends else None)
+        info = step_info(
+            ref,
+            feedback=feedback,
+            components={"score": float(score)},
+            success=won if ends else None,
+            invalid=refused,
+        )
         return observation, float(won), over, ends and not over, info
 
     def close(self) -> None:

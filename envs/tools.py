@@ -141,7 +141,7 @@ class ToolsEnv(TextEnv):
         else:
             calls = read_calls(spoken(action), tools())
         if not calls:
-            return self._end(world, "", (), spoken(action))
+            return self._end(world, "", (), spoken(action), invalid=not spoken(action).strip())
         observation = "\n".join(_answers(world, calls))
         seen = (Feedback(observation, Source.TOOL_RESULT, turn, True),)
         invalid = any(isinstance(call, Unreadable) for call in calls)

@@ -213,7 +213,7 @@ class TextWrapper(TextEnv):
         assert self._ref is not None
         self._over = self._turn >= self._made.max_turns
         seen = Feedback(why, Source.RUNTIME_ERROR, turn, True)
-        info = step_info(self._ref, feedback=[seen], success=False if self._over else None)
+        info = step_info(self._ref, feedback=[seen], success=False if self._over else None, invalid=True)
         return why, 0.0, False, self._over, info
 
     def _told(self, info: Mapping[str, Any], turn: int) -> tuple[Feedback, ...]:

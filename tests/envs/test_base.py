@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from retort.envs.base import (
     needed,
     step_info,
 )
+
+from retort import BUILT_IN
 
 REFS = [TaskRef(f"say/{number}", f"{number}", "train") for number in range(5)]
 
@@ -109,3 +112,42 @@ def test_a_package_that_is_missing_names_its_command() -> None:
         needed("no_such_package.inner", "pip install 'retort-rl[x]' && pip install y")
     pip = f"{sys.executable} -m pip install"
     assert str(error.value).endswith(f"'no_such_package' is not installed: {pip} 'retort-rl[x]' && {pip} y")
+
+
+FENCES = "```sh\nls\n```\nor\n```sh\npwd\n```"
+# By environment: its options, then actions that cannot be read, and wrong ones that can, each in an episode of its own.
+ACTIONS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "retort/Shell-v0": ({}, ["", "I would look first"], ["false", "ls none", "done"]),
+    "retort/Repair-v0": ({}, [" \n", "I would look first", FENCES], ["false", "```sh\nfalse\n```", "done"]),
+    "retort/AgentBenchOS-v0": (
+        {"only": ["test-0032"], "split": "test"},
+        ["", "I would look first", "submit 3", "x" * 200_001],
+        ["false", "```sh\nfalse\n```", "done"],
+    ),
+    "retort/Code-v0": (
+        {}, ["", "I do not know.", "``` python\n\n```", "<think>x = 1</think>", "x" * 20_001],
+        ["def f(:\n", "I say\n```\nno\n```", "x = 1", "return 3", "import none", "print('a"],
+    ),
+    "retort/HumanEval-v0": ({"split": "test"}, ["", "I do not know."], ["    pass", "return x", "x = 1\n return x"]),
+    "retort/Reply-v0": ({}, ["", " \n"], ["no", "```\n```"]),
+    "retort/Tools-v0": ({}, ["", "<think>find_orders</think>", '{"name": "find'], ["done", '{"name": "none"}', "no"]),
+    "retort/BFCL-v0": ({"split": "test"}, ["", '{"name": "cd", "arg'], ["done", "[none()]", "no"]),
+    "retort/ReasoningGym-v0": ({}, ["", "<answer> </answer>", "x" * 20_001], ["-1", "no", "<answer>-1</answer>"]),
+    "retort/TextWorld-v0": ({}, ["", "save", "```", "hello", "..."], ["look", "go nowhere", "take moon", "take"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("env_id", sorted(ACTIONS))
+def test_what_cannot_be_read_is_told_from_what_is_wrong(env_id: str) -> None:
+    options, unread, read = ACTIONS[env_id]
+    with gymnasium.make(env_id, **{"split": "train", **options}) as env:
+        key = env.get_wrapper_attr("tasks")()[0].key
+        for expected, actions in ((True, unread), (False, read)):
+            for action in actions:
+                env.reset(options={"task": key})
+                _, reward, _, _, info = env.step(action)
+                assert (info["invalid"], reward) == (expected, 0.0), action
+
+
+def test_every_environment_is_among_them() -> None:
+    assert ACTIONS.keys() | {"retort/Harbor-v0"} == BUILT_IN.keys()

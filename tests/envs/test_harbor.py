@@ -12,7 +12,6 @@ import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 from retort.envs.base import Failure, Feedback, Source, UsageError
-from retort.envs.check import check_env
 from retort.envs.harbor import NO_ANSWER, HarborEnv, unfenced
 from retort.envs.harbor_format import HarborTask, export_tasks, script, write_task
 from retort.envs.shell import ShellEnv
@@ -102,13 +101,6 @@ def test_gold_and_feedback(made: Callable[..., HarborEnv]) -> None:
     assert hidden(last)[Source.HINT] == "try cp"
 
 
-def test_the_contract(made: Callable[..., HarborEnv]) -> None:
-    env = made(a_task("one"), a_task("two", dockerfile=DOCKERFILE + "RUN echo 1 > x\n"))
-    folder = env.spec.kwargs["folder"] if env.spec else ""
-    with gymnasium.make("retort/Harbor-v0", folder=folder) as registered:
-        check_env(registered)
-
-
 REWARDS: dict[str, tuple[str, float]] = {
     "a number": ("echo 0.25 > /logs/verifier/reward.txt", 0.25),
     "no number": ("echo good > /logs/verifier/reward.txt", 0.0),
@@ -158,6 +150,83 @@ def test_a_reward_cannot_be_forged(made: Callable[..., HarborEnv], forgery: str)
     for key in ("writes", "status", "python"):
         assert play(env, [FORGERIES[forgery]], key)[-1][1] == 0.0, key
         assert play(env, None, key)[-1][1] == 1.0, key
+
+
+PYTHON_TRAP = """for name in json sitecustomize usercustomize runpy unittest msvcrt warnings conftest trap; do
+  echo 'import os; open("/logs/verifier/reward.txt", "w").write("1"); os._exit(0)' > $name.py
+done
+mkdir trap-1.dist-info; printf '[trap]\\ntrap = trap\\n' > trap-1.dist-info/entry_points.txt
+printf 'Name: trap\\nVersion: 1\\n' > trap-1.dist-info/METADATA"""
+GIT_TRAP = """printf '#!/bin/sh\\necho 1 > /logs/verifier/reward.txt\\n' > trap; chmod +x trap
+tree=$(git write-tree)
+printf "tree $tree\\nauthor a <a> 1 +0000\\ncommitter a <a> 1 +0000\\ngpgsig x\\n y\\n\\nm\\n" > c
+git update-ref HEAD $(git hash-object -t commit -w c); git config log.showSignature true; touch data/in.txt
+git config --global core.hooksPath /app/trap; cp trap .git/hooks/post-index-change; cp trap .git/hooks/pre-commit
+for name in core.fsmonitor gpg.program; do git config $name /app/trap; git config --global $name /app/trap; done"""
+# What an agent leaves (all of them together would do as well), and what a task's test does in the work folder.
+TRAPS = {
+    "typed": (PYTHON_TRAP, "python3 -c 'import json, subprocess; json.load(open(\"out.txt\"))'"),
+    "on its input": (PYTHON_TRAP, "echo 'import json; json.load(open(\"out.txt\"))' | python3 -"),
+    "a module of the machine": (PYTHON_TRAP, "python3 -W ignore -um json.tool out.txt"),
+    "plugins": (
+        PYTHON_TRAP,
+        "python3 -c 'from importlib.metadata import entry_points as e; [x.load() for x in e()[\"trap\"]]'",
+    ),
+    "tests of the task's": (PYTHON_TRAP, "python3 -m unittest discover -s /tests -p check.py"),
+    "byte code": (
+        "echo 'import os; os._exit(0)' > task.py && python3 -m compileall -q --invalidation-mode unchecked-hash . && "
+        "echo 'raise SystemExit(1)' > task.py",
+        "PYTHONPATH=/app:$PYTHONPATH python3 -c 'import task'",
+    ),
+    "git's programs": (GIT_TRAP, "git status; git log -1; git -c user.name=a -c user.email=a commit -qm x; exit 1"),
+    "settings at home": ("echo 'echo 1 > /logs/verifier/reward.txt' > .bash_profile", "bash -lc 'exit 1'"),
+    "a link to what is expected": ("ln -s /tests/expected.txt out.txt", "diff out.txt /tests/expected.txt"),
+    "links by way of others": (
+        "ln -s / top; ln -s ../app/top/tests dir; ln -s dir/./expected.txt out.txt",
+        "diff out.txt /tests/expected.txt",
+    ),
+    "a link to the pipe": ("ln -s /dev/stdin out.txt", "echo moon | diff out.txt -"),
+    "a link to a pipe by number": ("ln -s /proc/self/fd/63 out.txt", "diff out.txt <(echo moon)"),
+    "a link to what a test puts down": ("ln -s /tmp/want out.txt", "echo moon > /tmp/want; diff out.txt /tmp/want"),
+    "a link that is locked": (
+        "mkdir locked; ln -s /tests/expected.txt locked/out.txt; chmod 500 locked",
+        "diff locked/out.txt /tests/expected.txt",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trap", sorted(TRAPS))
+def test_the_work_folder_is_no_trap_for_the_tests(made: Callable[..., HarborEnv], trap: str) -> None:
+    """Where the tests start in it, nothing of it is run or followed that they did not name."""
+    plan, test = TRAPS[trap]
+    tests = {
+        "test.sh": script(f"#!/bin/bash\ncd /app\n{test}\n"), "expected.txt": text("moon\n"),
+        "check.py": text("import json, unittest\nclass T(unittest.TestCase):\n    def test(self): self.fail()\n"),
+    }  # fmt: skip
+    task = a_task(dockerfile=DOCKERFILE + "RUN git init -q . && git add .\n")
+    env = made(HarborTask(task.name, task.instruction, task.config, task.context, tests, task.solution))
+    first, last = play(env, [plan])
+    assert (first[0], last[1]) == ("", 0.0), hidden(last)
+
+
+def test_what_tests_run_by_name_is_found(made: Callable[..., HarborEnv]) -> None:
+    """Programs have the modules beside them, an agent's module can be run, and a task can ask for the rest."""
+    tests = [
+        "python3 main.py", "python3 -m main", "python3 /app/main.py", "./main.py", "test -e link && test -e data/null",
+    ]  # fmt: skip
+    plain = a_task(test="#!/bin/bash\nset -e\ncd /app\n" + "\n".join(tests) + "\n")
+    asks = "#!/bin/bash\nset -e\ncd /app\npython3 -c 'import own'\n[ $HOME = /app ]\ngit commit -q --allow-empty -m x\n"
+    hooked = "echo '#!/bin/sh' > .git/hooks/pre-commit; echo 'echo > /app/hooked' >> .git/hooks/pre-commit"
+    variables = {"PYTHONPATH": "/app", "GIT_CONFIG_COUNT": "0", "HOME": "/app"}
+    env = made(plain, a_task("asks", asks + "[ -e hooked ]\n", verifier={"env": variables}))
+    files = (
+        "echo 'x = 1' > own.py; printf '#!/usr/bin/env python3\\nimport own\\n' > main.py; chmod +x main.py; "
+        "ln -s data/in.txt link; ln -s /dev/null data/null"
+    )
+    assert play(env, [files], "copy")[-1][1] == 1.0
+    name = "git init -q .; git config --global user.name a; git config user.name a; git config user.email a"
+    plan = [f"{files}; {name}; {hooked}; chmod +x .git/hooks/pre-commit"]
+    assert play(env, plan, "asks")[-1][1] == 1.0
 
 
 def test_the_tests_are_nowhere_before_the_end(made: Callable[..., HarborEnv]) -> None:
@@ -305,11 +374,11 @@ def exported(folder: Path, count: int, image: str | None = None) -> Path:
 
 
 def test_exported_shell_tasks_come_back(tmp_path: Path, made: Callable[..., HarborEnv]) -> None:
-    folder = exported(tmp_path / "out", 60)
+    folder = exported(tmp_path / "out", 36)
     env = gymnasium.make("retort/Harbor-v0", folder=folder).unwrapped
     assert isinstance(env, HarborEnv)
     try:
-        assert len(env.tasks()) >= 60
+        assert len(env.tasks()) >= 36
         assert len({ref.family for ref in env.tasks()}) == 18
         for ref in env.tasks():
             assert play(env, None, ref.key)[-1][1] == 1.0, ref.key
@@ -355,7 +424,7 @@ def test_images_are_built(base: str, tmp_path: Path, made: Callable[..., HarborE
 
 def test_another_harness_can_run_what_was_exported(base: str, tmp_path: Path) -> None:
     """As Harbor does it: a plain container of root's, the solution, then the tests in the same one."""
-    for place in sorted(exported(tmp_path / "out", 6, base).iterdir()):
+    for place in sorted(exported(tmp_path / "out", 4, base).iterdir()):
         image = image_of(place / "environment")
         volumes = {str(place / name): {"bind": f"/{name}", "mode": "ro"} for name in ("tests", "solution")}
         grade = "mkdir -p /logs/verifier; {} >/dev/null; /tests/test.sh >/dev/null; cat /logs/verifier/reward.txt"
