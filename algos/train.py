@@ -25,6 +25,7 @@ from retort.algos.diagnostics import grouped, left_out, of_student, of_teacher, 
 from retort.algos.episodes import seed_of
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
+from retort.algos.symptoms import DeadTermError, dead, onset
 from retort.algos.taught import teacher_scores, teacher_views
 from retort.feedback.base import guard
 
@@ -55,25 +56,38 @@ def train(run: Run, watch: Watch = silent) -> Path:
     """Trains from the last whole checkpoint to the end and returns the folder of the last one.
 
     watch: called with ("traces", played, {}) while expert traces are played and ("step", number, metrics) after each
-        update; a "total" in the metrics says how many there will be.
+        update; a "total" in the metrics says how many there will be, and "warnings" which known failures set in.
 
     Raises:
         ConfigError: the configuration asks for what cannot be had here.
         CheckpointError: the newest checkpoint is not whole.
         LeakError: privileged text reached the student.
+        DeadTermError: a term of the loss, or the teacher, taught nothing for `dead_after` steps.
     """
     config, recipe = run.config, load_recipe(run.config.recipe)
     with assemble(run, recipe, watch) as parts:
         start = restore(run, parts)
         run.rewind(start)
+        lines = run.metrics()
         watch("step", start, {"total": config.steps})
         for step in range(start, config.steps):
-            metrics = train_step(run, recipe, parts, step, watch)
-            run.log(metrics)
-            watch("step", step + 1, metrics)
+            lines.append(train_step(run, recipe, parts, step, watch))
+            lines[-1]["warnings"] = onset(lines)
+            run.log(lines[-1])
+            watch("step", step + 1, lines[-1])
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 run.save(step + 1, lambda folder: save(folder, parts))
+            _check_alive(run, recipe, lines)
     return run.checkpoints()[-1]
+
+
+def _check_alive(run: Run, recipe: Recipe, lines: Sequence[dict[str, Any]]) -> None:
+    """Ends a run in which part of the loss does nothing; without any feedback that is what was asked for."""
+    config = run.config
+    if not config.dead_after or config.feedback == "none":
+        return
+    if (found := dead(lines, config.dead_after, taught=bool(recipe.channels))) is not None:
+        raise DeadTermError(f"{found}. The last checkpoint: {next(reversed(run.checkpoints()), 'none yet')}")
 
 
 def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) -> dict[str, Any]:

@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -86,7 +88,7 @@ def train(
     if resume is not None:
         if any(given is not None for given in (recipe, env, model, seed, out)) or settings:
             raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
-        with Bars() as bars:
+        with _one_line(), Bars() as bars:
             run = resume_run(resume, bars)
     elif recipe is None:
         raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
@@ -98,13 +100,25 @@ def train(
         base |= {"env": env or "retort/Shell-v0", "seed": seed or 0}
         config = resolve(base, settings or ())
         folder = out or Path("runs") / f"{recipe}-{config.env.rpartition('/')[2]}-seed{config.seed}"
-        with Bars() as bars:
+        with _one_line(), Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
     console.print(f"checkpoint: {run.checkpoints()[-1]}", markup=False, soft_wrap=True)
     console.print(
         f"next: retort eval --env {run.config.env} --model {run.checkpoints()[-1]}", markup=False, soft_wrap=True
     )
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A run that ends itself says why in one line."""
+    from retort.algos.symptoms import DeadTermError
+
+    try:
+        yield
+    except DeadTermError as error:
+        typer.echo(f"retort: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command("eval")

@@ -57,6 +57,8 @@ class Bars:
         if "total" in metrics:
             update["total"] = metrics["total"]
         self._progress.update(self._tasks[stage], **update)
+        for text in metrics.get("warnings", ()):
+            self._progress.console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _note(metrics: dict[str, Any]) -> str:
@@ -82,6 +84,7 @@ def train_table(run: Run) -> Table:
             str(line["episodes"]),
             f"{sum(line['seconds'].values()):.2f}",
         )
+    table.caption = "\n".join(f"Warning: {text}" for text in run.warnings())
     return table
 
 

@@ -25,6 +25,7 @@ from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, r
 from retort.algos.launch import cold_config, launch, resume_run
 from retort.algos.runs import CheckpointError, Run, check
 from retort.algos.setup import assemble, save
+from retort.algos.symptoms import DeadTermError
 from retort.algos.train import silent, train, train_step
 from retort.envs.base import Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
 from retort.feedback.base import LeakError
@@ -423,6 +424,39 @@ def test_groups_of_equal_rewards_teach_nothing(cold: Path, tmp_path: Path, say: 
     now = load_file(run.checkpoints()[-1] / "model.safetensors")
     before = load_file(cold / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in now.items())
+
+
+def test_a_known_failure_is_said_once_in_words(cold: Path, tmp_path: Path, say: str) -> None:
+    """Every group's rewards are equal from the first step; a window of five tells."""
+    run, heard = Run.create(tmp_path / "run", saying("grpo", cold, "equal", "steps=7")), list[str]()
+    train(run, lambda stage, done, metrics: heard.extend(metrics.get("warnings", ())))
+    assert [len(line["warnings"]) for line in run.metrics()] == [0, 0, 0, 0, 1, 0, 0]
+    assert heard == run.warnings()
+    assert heard[0].startswith("zero-variance groups: 100% of groups have equal rewards")
+    assert "100% succeeded throughout) (steps 1 to 5)" in heard[0]
+    resumed_at(run, 6)
+    assert run.warnings() == heard
+
+
+def test_a_term_that_stays_at_zero_ends_the_run(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("grpo", cold, "", "steps=9", "dead_after=3"))
+    with pytest.raises(DeadTermError, match=r"'policy' has taught nothing for 3 steps, 1 to 3.*equal rewards") as error:
+        train(run)
+    assert str(error.value).endswith(f"The last checkpoint: {run.checkpoints()[-1]}")
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3]
+    assert check(run.checkpoints()[-1]) == 3
+    with pytest.raises(DeadTermError):  # goes on from there, and one more such step is enough
+        resume_run(run.folder)
+    assert len(run.metrics()) == 4
+
+
+def test_a_teacher_with_nothing_to_say_ends_the_run(cold: Path, tmp_path: Path, say: str) -> None:
+    asked = ("reprompt.feedback=false", "steps=4", "dead_after=2")
+    with pytest.raises(DeadTermError, match="the teacher has had nothing to say for 2 steps"):
+        train(Run.create(tmp_path / "run", saying("sdpo", cold, "", *asked)))
+    silent_by_choice = Run.create(tmp_path / "none", saying("sdpo", cold, "", *asked, "feedback=none"))
+    train(silent_by_choice)
+    assert len(silent_by_choice.metrics()) == 4
 
 
 def test_an_episode_without_a_model_token_is_data(cold: Path, tmp_path: Path, say: str) -> None:
