@@ -23,6 +23,7 @@ from retort.algos.batch import collate, flatten, with_proximal, with_reference, 
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.diagnostics import grouped, left_out, of_student, of_teacher, outcome
 from retort.algos.episodes import seed_of
+from retort.algos.mirror import mirrored
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
 from retort.algos.symptoms import DeadTermError, dead, onset
@@ -59,13 +60,13 @@ def train(run: Run, watch: Watch = silent) -> Path:
         update; a "total" in the metrics says how many there will be, and "warnings" which known failures set in.
 
     Raises:
-        ConfigError: the configuration asks for what cannot be had here.
+        ConfigError: the configuration asks for what cannot be had here; so MissingPackage.
         CheckpointError: the newest checkpoint is not whole.
         LeakError: privileged text reached the student.
         DeadTermError: a term of the loss, or the teacher, taught nothing for `dead_after` steps.
     """
     config, recipe = run.config, load_recipe(run.config.recipe)
-    with assemble(run, recipe, watch) as parts:
+    with mirrored(run) as send, assemble(run, recipe, watch) as parts:
         start = restore(run, parts)
         run.rewind(start)
         lines = run.metrics()
@@ -74,6 +75,7 @@ def train(run: Run, watch: Watch = silent) -> Path:
             lines.append(train_step(run, recipe, parts, step, watch))
             lines[-1]["warnings"] = onset(lines)
             run.log(lines[-1])
+            send(lines[-1])
             watch("step", step + 1, lines[-1])
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 run.save(step + 1, lambda folder: save(folder, parts))
