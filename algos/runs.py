@@ -89,6 +89,10 @@ class Run:
         """Where the episodes of a step lie."""
         return self.folder / "rollouts" / f"step-{step:06d}.parquet"
 
+    def signals(self, step: int) -> Path:
+        """Where what a step did to every token lies."""
+        return self.folder / "signals" / f"step-{step:06d}.parquet"
+
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retort.agents import store
 from retort.agents.base import Trajectory
-from retort.agents.store import write
+from retort.algos import signals
 from retort.algos.base import Recipe
 from retort.algos.batch import collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
@@ -102,7 +103,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     if recipe.rollouts:
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
-            write(run.rollouts(step + 1), played)
+            store.write(run.rollouts(step + 1), played)
         trajectories = _kept(recipe, trajectories)
         if recipe.judge is not None:
             with clock.stage("judge"):
@@ -139,6 +140,13 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+    if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
+        with clock.stage("signals"):
+            whose = parts.teacher.provenance if parts.teacher is not None else ""
+            stored = signals.table(
+                trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
+            )
+            signals.write(run.signals(step + 1), stored)
     if recipe.rollouts:
         with clock.stage("measure"):
             metrics |= left_out(played, trajectories, batch)

@@ -231,6 +231,20 @@ def compare(first: Path, second: Path, as_json: Json = False) -> None:
 
 
 @app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    step: Annotated[int, typer.Option(min=1, help="A step whose signals were stored (signals_every).")],
+    episode: Annotated[str | None, typer.Option(help="Its id, such as 10-0-3, or its place in the step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one rollout of a training step token by token: gap, gate, credit, and where each pulls."""
+    from retort.trace import load, show
+
+    found = load(folder, step, episode)
+    typer.echo(json.dumps(found.to_json())) if as_json else show(found, console)
+
+
+@app.command()
 def export(
     env_id: Annotated[str, typer.Argument(metavar="ENV", help="Environment id, such as retort/Shell-v0.")],
     folder: Annotated[Path, typer.Argument(help="Where the tasks go, a folder each.")],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
@@ -87,7 +88,14 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
         assert line["episodes"] >= 8
         assert line["infrastructure_failures"] == 0
         assert line["sampler_gap_nats"] < 1e-4
-        assert set(line["seconds"]) - {"judge"} == {"rollout", "student", "teacher", "probe", "update", "measure"}
+        assert set(line["seconds"]) - {"judge", "signals"} == {
+            "rollout",
+            "student",
+            "teacher",
+            "probe",
+            "update",
+            "measure",
+        }
     if load_recipe(recipe).channels:
         assert max(line["teacher_coverage"] for line in first.metrics()) > 0
         assert max(line["tokens_taught"] for line in first.metrics()) > 0
@@ -95,6 +103,10 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
     assert len(played) >= 8
     assert {item.provenance.policy_version for item in played} == {1}
     assert sum(item.sampled_tokens for item in played) == first.metrics()[1]["tokens"]
+    stored = [pq.read_table(run.signals(1)) for run in runs]
+    assert stored[0].equals(stored[1])
+    assert 0 < stored[0].num_rows <= first.metrics()[0]["tokens"]
+    assert not first.signals(2).exists()
 
 
 def test_another_seed_is_another_run(cold: Path, tmp_path: Path) -> None:
