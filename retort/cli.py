@@ -231,6 +231,28 @@ def compare(first: Path, second: Path, as_json: Json = False) -> None:
 
 
 @app.command()
+def preview(
+    recipe: Annotated[str, typer.Argument(help="A file of algos/ (sdpo, srpo, sdar, ...), or a module.")],
+    env: EnvId = "retort/Shell-v0",
+    model: Annotated[str | None, typer.Option(help="Who plays, as in eval; by default a scripted apprentice.")] = None,
+    seed: Seed = 0,
+    episode: Annotated[
+        str | None, typer.Option(help="Which of the episodes played: GROUP-MEMBER, such as 0-3.")
+    ] = None,
+    as_json: Json = False,
+    settings: Settings = None,
+) -> None:
+    """Show what a recipe's student and each of its teachers would read of one rollout, side by side."""
+    from retort.algos.config import preset, resolve
+    from retort.preview import preview as previewed
+    from retort.preview import show
+
+    config = resolve({**preset(recipe, model or "tiny"), "env": env, "seed": seed}, settings or ())
+    found = previewed(config, model, episode)
+    typer.echo(json.dumps(found.to_json())) if as_json else show(found, console)
+
+
+@app.command()
 def trace(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
     step: Annotated[int, typer.Option(min=1, help="A step whose signals were stored (signals_every).")],
