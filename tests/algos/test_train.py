@@ -227,7 +227,7 @@ def test_skills_are_part_of_a_checkpoint(cold: Path, tmp_path: Path) -> None:
     train(straight)
     with assemble(stopped, load_recipe("sdar"), silent) as parts:
         for step in range(2):
-            stopped.log(train_step(stopped, load_recipe("sdar"), parts, step, silent))
+            stopped.log({**train_step(stopped, load_recipe("sdar"), parts, step, silent), "warnings": []})
         stopped.save(2, lambda folder: save(folder, parts))
     resume_run(stopped.folder)
     assert weights(stopped) == weights(straight)
