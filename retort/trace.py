@@ -182,8 +182,8 @@ def _cell(value: float | None, most: float, *, signed: bool) -> Text:
         return Text("-", style="dim")
     if not signed:
         return Text(f"{value:.3f}")
-    # What is small beside the rest is still not nothing.
-    return Text(f"{value:+.3f}" if most >= 0.1 else f"{value:+.1e}", style=_style(value, most))
+    digits = 3 if most >= 0.1 or not most else 4 if most >= 0.01 else 6  # what is small in all is not nothing
+    return Text(f"{value:+.{digits}f}", style=_style(value, most))
 
 
 def _style(value: float, most: float) -> str:
