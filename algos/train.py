@@ -19,8 +19,8 @@ from typing import Any
 from retort.agents import store
 from retort.agents.base import Trajectory
 from retort.algos import signals
-from retort.algos.base import Recipe
-from retort.algos.batch import collate, flatten, with_proximal, with_reference, with_teacher
+from retort.algos.base import Recipe, TokenBatch
+from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.diagnostics import grouped, left_out, of_student, of_teacher, outcome
 from retort.algos.episodes import seed_of
@@ -115,21 +115,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     batch = collate(trajectories, rows, step=step, vocabulary=parts.learner.vocabulary)
     if recipe.rollouts:
         with clock.stage("student"):
-            if not own_words(recipe, config):
-                k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
-                asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
-                heat = batch.temperature.tolist()
-                scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
-                batch = with_proximal(batch, rows, scored)
-            if parts.reference is not None:
-                with parts.learner.arithmetic():
-                    told = parts.reference.logp(
-                        rows.sequences,
-                        rows.positions,
-                        temperature=batch.temperature.tolist(),
-                        max_tokens=config.learner.micro_tokens,
-                    )
-                batch = with_reference(batch, rows, told)
+            batch = _with_student(recipe, config, parts, batch, rows)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
             with parts.learner.arithmetic():
@@ -143,10 +129,10 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
         with clock.stage("signals"):
             whose = parts.teacher.provenance if parts.teacher is not None else ""
-            stored = signals.table(
+            told = signals.table(
                 trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
             )
-            signals.write(run.signals(step + 1), stored)
+            signals.write(run.signals(step + 1), told)
     if recipe.rollouts:
         with clock.stage("measure"):
             metrics |= left_out(played, trajectories, batch)
@@ -167,6 +153,22 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         **{f"share_{name}": share for name, share in credit.share.items()},
         "seconds": clock.seconds,
     }
+
+
+def _with_student(recipe: Recipe, config: TrainConfig, parts: Parts, batch: TokenBatch, rows: Rows) -> TokenBatch:
+    """Adds what the learner, and the frozen reference where there is one, say of the tokens before the update."""
+    heat = batch.temperature.tolist()
+    if not own_words(recipe, config):
+        k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+        asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
+        scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
+        batch = with_proximal(batch, rows, scored)
+    if parts.reference is not None:
+        limit = config.learner.micro_tokens
+        with parts.learner.arithmetic():
+            told = parts.reference.logp(rows.sequences, rows.positions, temperature=heat, max_tokens=limit)
+        batch = with_reference(batch, rows, told)
+    return batch
 
 
 def own_words(recipe: Recipe, config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from retort.agents import store
-from retort.algos.config import preset, resolve
+from retort.algos.config import TrainConfig, preset, resolve
 from retort.algos.launch import launch
 from retort.algos.runs import Run
 from retort.envs.base import UsageError
@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from retort.cli import app
 from retort.trace import load, show
 
+DOCS = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+FAMILIES = ("truncated", "loss", "weight", "tokens", "slope", "clip", "share")
 ENV = {"env_args": {"families": ["delete"]}, "threads": 1}
 
 
@@ -116,3 +118,14 @@ def test_what_is_not_there_names_what_is(run: Run, tmp_path: Path) -> None:
     shutil.copy(run.rollouts(1), path)
     with pytest.raises(UsageError, match="expected the signals of a step"):
         load(broken, 1)
+
+
+def test_the_page_names_every_metric_and_every_option_of_a_run(run: Run) -> None:
+    for line in run.metrics():
+        for name in line:
+            family = name.partition("_")[0]
+            named = f"`{name}`" in DOCS or (family in FAMILIES and f"`{family}_" in DOCS)
+            assert named, f"docs/training.md does not say what {name} is"
+    taught = {"recipe", "env", "env_args", "model", "seed", "options"}  # said in words, or on the command line
+    for name in set(TrainConfig.model_fields) - taught:
+        assert re.search(rf"`{name}(\.\*)?`", DOCS), f"docs/training.md does not say what {name} is"
