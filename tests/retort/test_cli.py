@@ -70,7 +70,7 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 def test_help_and_no_command() -> None:
     done = retort("--help")
     assert done.returncode == 0
-    for command in ("envs", "check-env", "train", "eval", "compare", "export", "doctor", "demo"):
+    for command in ("envs", "check-env", "train", "eval", "compare", "preview", "trace", "export", "doctor", "demo"):
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
