@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice, takewhile
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -41,15 +43,15 @@ class Symptom:
         """The sentence, where the last line tells of it and the failure is there."""
         if not lines or not self._telling(lines[-1]):
             return None
-        telling = [line for line in lines if self._telling(line)]
-        if len(telling) < self.window:
+        last = list(islice(filter(self._telling, reversed(lines)), self.window))[::-1]
+        first = list(islice(filter(self._telling, lines), self.window))
+        if len(last) < self.window:
             return None
-        last, first = telling[-self.window :], telling[: self.window]
         now, base = self._means(last), self._means(first)
         if not self.holds(now, base):
             return None
-        since = f"steps {last[0]['step']} to {last[-1]['step']}"
-        return f"{self.name}: {self.seen.format(now=now, base=base)} ({since}). What usually helps: {self.helps}."
+        seen = self.seen.format(now=now, base=base)
+        return f"{self.name}: {seen} (steps {_span(last)}). What usually helps: {self.helps}."
 
     def _telling(self, line: Line) -> bool:
         return all(line.get(key) is not None for key in self.needs) and self.tells(line)
@@ -169,23 +171,41 @@ def dead(lines: Sequence[Line], after: int, *, taught: bool) -> str | None:
     taught: whether the recipe has a teacher that should speak; one who covers no token is found too. Steps in which
     every episode succeeded leave nothing to teach and are passed over, as are those without a usable episode.
     """
-    open_ = [line for line in lines if line.get("success", 0) < 1 and "skipped" in line and "tokens_read" in line]
-    for term in sorted({key.removeprefix("weight_") for line in open_ for key in line if key.startswith("weight_")}):
-        weighed = [line for line in open_ if line.get(f"weight_{term}", 0) > 0][-after:]
-        if len(weighed) == after and all(_still(line, term) for line in weighed):
-            share, slope = (max(line[f"{name}_{term}"] for line in weighed) for name in ("tokens", "slope"))
+    terms = [key.removeprefix("weight_") for key in lines[-1] if key.startswith("weight_")] if lines else []
+    for term in terms:
+        if lines[-1][f"weight_{term}"] <= 0:
+            continue
+        if still := _unbroken(lines, after, partial(_weighs, term=term), partial(_still, term=term)):
+            share, slope = (max(line[f"{name}_{term}"] for line in still) for name in ("tokens", "slope"))
+            weight = still[-1][f"weight_{term}"]
             return (
-                f"the term {term!r} has taught nothing for {after} steps, {weighed[0]['step']} to "
-                f"{weighed[-1]['step']}: it reached at most {share:.0%} of the tokens, with a gradient of at most "
-                f"{slope:.3g}, and weighs {weighed[-1][f'weight_{term}']:.3g}. {_causes(weighed)}"
+                f"the term {term!r} has taught nothing for {after} steps, {_span(still)}: it reached at most {share:.0%} "
+                f"of the tokens, with a gradient of at most {slope:.3g}, and weighs {weight:.3g}. {_causes(still)}"
             )
-    last = open_[-after:]
-    if taught and len(last) == after and not any(line.get("teacher_coverage") for line in last):
-        return (
-            f"the teacher has had nothing to say for {after} steps, {last[0]['step']} to {last[-1]['step']}: it covers "
-            f"no token. {_causes(last)}"
-        )
+    if taught and (still := _unbroken(lines, after, _tells, lambda line: not line.get("teacher_coverage"))):
+        words = f"the teacher has had nothing to say for {after} steps, {_span(still)}: it covers no token"
+        return f"{words}. {_causes(still)}"
     return None
+
+
+def _span(lines: Sequence[Line]) -> str:
+    return f"{lines[0]['step']} to {lines[-1]['step']}"
+
+
+def _unbroken(
+    lines: Sequence[Line], after: int, counts: Callable[[Line], bool], holds: Callable[[Line], bool]
+) -> list[Line]:
+    """The last `after` of the lines that count, where all of them hold, else none."""
+    last = list(islice(takewhile(holds, filter(counts, reversed(lines))), after))[::-1]
+    return last if len(last) == after else []
+
+
+def _tells(line: Line) -> bool:
+    return line.get("success", 0) < 1 and "tokens_read" in line
+
+
+def _weighs(line: Line, term: str) -> bool:
+    return _tells(line) and line.get(f"weight_{term}", 0) > 0
 
 
 def _still(line: Line, term: str) -> bool:
