@@ -180,7 +180,8 @@ def dead(lines: Sequence[Line], after: int, *, taught: bool) -> str | None:
             weight = still[-1][f"weight_{term}"]
             return (
                 f"the term {term!r} has taught nothing for {after} steps, {_span(still)}: it reached at most "
-                f"{share:.0%} of the tokens, with a gradient of at most {slope:.3g}, and weighs {weight:.3g}. {_causes(still)}"
+                f"{share:.0%} of the tokens, with a gradient of at most {slope:.3g}, and weighs {weight:.3g}. "
+                f"{_causes(still)}"
             )
     if taught and (still := _unbroken(lines, after, _tells, lambda line: not line.get("teacher_coverage"))):
         words = f"the teacher has had nothing to say for {after} steps, {_span(still)}: it covers no token"
