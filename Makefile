@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 packages: compiler $(VENV)/packages
 
 $(VENV)/packages: $(VENV)/installed packages.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks,wandb]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement packages.txt
 	@touch $@
 

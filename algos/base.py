@@ -71,6 +71,11 @@ class TokenBatch:
         """[B] bool: whether any of the row's tokens has a teacher on channel 0."""
         return self.teacher_mask[0].any(-1) if self.teacher_mask.shape[0] else self.mask.new_zeros(len(self.mask))
 
+    @property
+    def before(self) -> Student:
+        """The student as it is before this update, without gradient."""
+        return Student(self.proximal_logp, self.proximal_entropy, self.proximal_rest_logp, self.proximal_support_logp)
+
 
 @dataclass(frozen=True, eq=False)
 class Credit:

@@ -48,6 +48,9 @@ class TrainConfig(BaseModel):
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
     probe_every: steps between measurements that take a pass of their own, and perhaps a
         copy of the model (`algos/probe.py`); 0 is never.
+    signals_every: steps between those whose every token is stored with its gap, gate and credit; 0 is never.
+    dead_after: a term of the loss that weighs something and teaches nothing for so many steps ends the run; 0 never.
+    wandb: the project that metrics are mirrored to, beside metrics.jsonl; "" is none.
     checkpoint_every, keep: steps between checkpoints, and how many of them stay. threads: of torch; 0 leaves its own.
     """
 
@@ -64,6 +67,9 @@ class TrainConfig(BaseModel):
     concurrency: int = Field(default=32, ge=1)
     feedback: Literal["own", "shuffled", "none"] = "own"
     probe_every: int = Field(default=0, ge=0)
+    signals_every: int = Field(default=10, ge=0)
+    dead_after: int = Field(default=20, ge=0)
+    wandb: str = ""
     checkpoint_every: int = Field(default=10, ge=1)
     keep: int = Field(default=2, ge=1)
     store_rollouts: bool = True

@@ -60,6 +60,7 @@ def outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
         "groups_all_failed": share_of_groups(not any(map(succeeded, group)) for group in groups),
         "groups_all_succeeded": share_of_groups(all(map(succeeded, group)) for group in groups),
         "prefix_breaks": sum(len(trajectory.rows) - 1 for trajectory in usable),
+        "invalid_actions": sum(turn.invalid for turn in turns) / max(len(turns), 1),
         "repetition": repetition([ids for trajectory in usable for ids in actions(trajectory)]),
         "epistemic_markers": markers(turn.action for turn in turns),
     }

@@ -7,11 +7,12 @@ from pathlib import Path
 from retort.agents.chat import Chat
 from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
+from retort.algos.mirror import INSTALL
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
 from retort.algos.traces import TraceOptions
 from retort.algos.train import silent, train
-from retort.envs.base import content_digest
+from retort.envs.base import content_digest, needed
 from retort.envs.catalogue import make
 from retort.feedback.reprompt import Reprompt
 
@@ -21,11 +22,14 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
 
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
+        MissingPackage: an optional package is missing; the message has the command that adds it.
     """
     if "split" in config.env_args:
         raise ConfigError("env_args.split: a run trains on the train split; evaluate on another one")
     # What cannot be made or loaded leaves no folder behind.
     make(config.env, split="train", **config.env_args).close()
+    if config.wandb:
+        needed("wandb", INSTALL)
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
         look_up(config.model)

@@ -160,27 +160,24 @@ class Learner:
         """
         batch, credit = _map(batch, lambda t: t.to(self.device)), _map(credit, lambda t: t.to(self.device))
         with torch.no_grad():
-            before = Student(
-                batch.proximal_logp, batch.proximal_entropy, batch.proximal_rest_logp, batch.proximal_support_logp
-            )
-            terms = loss(batch, credit, before, options)
+            terms = loss(batch, credit, batch.before, options)
         counts = {term.name: count_of(term.aggregate, term.mask) for term in terms}
         needed = torch.zeros_like(batch.mask)
         for term in terms:
-            needed |= _live(term)
+            needed |= live(term)
         if needed[:, 0].any():
             raise ValueError("a term has a token at position 0, which nothing stands before")
         lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
         rows = np.flatnonzero(lengths)
-        live = {term.name: int(_live(term).sum()) for term in terms}
-        tallies, gap = {name: np.zeros(3) for name in live}, 0.0
+        moved = {term.name: int(live(term).sum()) for term in terms}
+        tallies, gap = {name: np.zeros(3) for name in moved}, 0.0
         micro = [rows[part] for part in pack(lengths[rows], self.options.micro_tokens)]
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
             index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
             found, distance = self._backward(
-                _rows(batch, index, width), _rows(credit, index, width), needed[index, :width], loss, options, counts
+                select(batch, index, width), select(credit, index, width), needed[index, :width], loss, options, counts
             )
             tallies = {name: tallies[name] + found[name] for name in tallies}
             gap = max(gap, distance)
@@ -199,10 +196,10 @@ class Learner:
         return UpdateStats(
             loss=total,
             terms=values,
-            shares={name: count / max(1, int(batch.mask.sum())) for name, count in live.items()},
+            shares={name: count / max(1, int(batch.mask.sum())) for name, count in moved.items()},
             slopes={name: math.sqrt(tally[1]) for name, tally in tallies.items()},
             weights={term.name: term.weight for term in terms},
-            clips={t.name: tallies[t.name][2] / max(1, live[t.name]) for t in terms if t.clipped is not None},
+            clips={t.name: tallies[t.name][2] / max(1, moved[t.name]) for t in terms if t.clipped is not None},
             grad_norm=norm,
             lr=rate,
             tokens=read,
@@ -294,14 +291,14 @@ class Learner:
         self.steps = int(state["steps"])
 
 
-def _live(term: Term) -> Tensor:
+def live(term: Term) -> Tensor:
     """[B,T] bool: the tokens that a term depends on."""
     return term.mask if term.active is None else term.mask & term.active
 
 
 def _clipped(term: Term) -> Tensor:
     """How many of the tokens that a term depends on it clips."""
-    return term.value.new_zeros(()) if term.clipped is None else (_live(term) & term.clipped).sum().to(term.value.dtype)
+    return term.value.new_zeros(()) if term.clipped is None else (live(term) & term.clipped).sum().to(term.value.dtype)
 
 
 def _square(value: Tensor, student: Student) -> Tensor:
@@ -380,7 +377,7 @@ def _map(whole: Value, change: Callable[[Tensor], Tensor]) -> Value:
     return replace(whole, **{f.name: changed(getattr(whole, f.name)) for f in fields(whole)})  # type: ignore[type-var, arg-type]
 
 
-def _rows(whole: Value, index: Tensor, width: int) -> Value:
+def select(whole: Value, index: Tensor, width: int) -> Value:
     """The rows at `index`, cut to `width` tokens. The shapes tell: [B], [B,T,..], or [N,B,T,..] for a teacher's."""
     teacher: dict[int, Tensor] = {}
     if isinstance(whole, TokenBatch):

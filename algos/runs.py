@@ -76,6 +76,10 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def warnings(self) -> list[str]:
+        """Which known failures set in so far, in words."""
+        return [text for line in self.metrics() for text in line.get("warnings", ())]
+
     def rewind(self, step: int) -> None:
         """Forgets metrics of steps after `step`, which will be done again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
@@ -84,6 +88,10 @@ class Run:
     def rollouts(self, step: int) -> Path:
         """Where the episodes of a step lie."""
         return self.folder / "rollouts" / f"step-{step:06d}.parquet"
+
+    def signals(self, step: int) -> Path:
+        """Where what a step did to every token lies."""
+        return self.folder / "signals" / f"step-{step:06d}.parquet"
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""

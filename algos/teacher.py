@@ -33,6 +33,17 @@ class Teacher:
         self.model = model if options.kind == "current" else copy.deepcopy(model).requires_grad_(False).eval()
         self.scorer = Blend(self.model, model, options.rate) if options.kind == "trust_region" else self.model
 
+    @property
+    def provenance(self) -> str:
+        """Whose weights teach now, in words."""
+        told = {
+            "fixed": "the policy as training began",
+            "current": "the policy as it is",
+            "ema": f"the policy's moving average, rate {self.options.rate:g} every {self.options.every} updates",
+            "trust_region": f"the policy as training began, blended with itself at rate {self.options.rate:g}",
+        }
+        return f"{self.options.kind}: {told[self.options.kind]}, after {self._updates} updates"
+
     @torch.no_grad()
     def score(
         self,

@@ -16,15 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retort.agents import store
 from retort.agents.base import Trajectory
-from retort.agents.store import write
-from retort.algos.base import Recipe
-from retort.algos.batch import collate, flatten, with_proximal, with_reference, with_teacher
+from retort.algos import signals
+from retort.algos.base import Recipe, TokenBatch
+from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.diagnostics import grouped, left_out, of_student, of_teacher, outcome
 from retort.algos.episodes import seed_of
+from retort.algos.mirror import mirrored
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
+from retort.algos.symptoms import DeadTermError, dead, onset
 from retort.algos.taught import teacher_scores, teacher_views
 from retort.feedback.base import guard
 
@@ -55,25 +58,39 @@ def train(run: Run, watch: Watch = silent) -> Path:
     """Trains from the last whole checkpoint to the end and returns the folder of the last one.
 
     watch: called with ("traces", played, {}) while expert traces are played and ("step", number, metrics) after each
-        update; a "total" in the metrics says how many there will be.
+        update; a "total" in the metrics says how many there will be, and "warnings" which known failures set in.
 
     Raises:
-        ConfigError: the configuration asks for what cannot be had here.
+        ConfigError: the configuration asks for what cannot be had here; so MissingPackage.
         CheckpointError: the newest checkpoint is not whole.
         LeakError: privileged text reached the student.
+        DeadTermError: a term of the loss, or the teacher, taught nothing for `dead_after` steps.
     """
     config, recipe = run.config, load_recipe(run.config.recipe)
-    with assemble(run, recipe, watch) as parts:
+    with mirrored(run) as send, assemble(run, recipe, watch) as parts:
         start = restore(run, parts)
         run.rewind(start)
+        lines = run.metrics()
         watch("step", start, {"total": config.steps})
         for step in range(start, config.steps):
-            metrics = train_step(run, recipe, parts, step, watch)
-            run.log(metrics)
-            watch("step", step + 1, metrics)
+            lines.append(train_step(run, recipe, parts, step, watch))
+            lines[-1]["warnings"] = onset(lines)
+            run.log(lines[-1])
+            send(lines[-1])
+            watch("step", step + 1, lines[-1])
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 run.save(step + 1, lambda folder: save(folder, parts))
+            _check_alive(run, recipe, lines)
     return run.checkpoints()[-1]
+
+
+def _check_alive(run: Run, recipe: Recipe, lines: Sequence[dict[str, Any]]) -> None:
+    """Ends a run in which part of the loss does nothing; without any feedback that is what was asked for."""
+    config = run.config
+    if not config.dead_after or config.feedback == "none":
+        return
+    if (found := dead(lines, config.dead_after, taught=bool(recipe.channels))) is not None:
+        raise DeadTermError(f"{found}. The last checkpoint: {next(reversed(run.checkpoints()), 'none yet')}")
 
 
 def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) -> dict[str, Any]:
@@ -88,7 +105,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     else:
         guard(trajectories, parts.chat.tokenizer)
         if config.store_rollouts:
-            write(run.rollouts(step + 1), played)
+            store.write(run.rollouts(step + 1), played)
         trajectories = _kept(recipe, trajectories)
         if recipe.judge is not None:
             with clock.stage("judge"):
@@ -100,21 +117,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     batch = collate(trajectories, rows, step=step, vocabulary=parts.learner.vocabulary)
     if recipe.rollouts:
         with clock.stage("student"):
-            if not own_words(recipe, config):
-                k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
-                asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
-                heat = batch.temperature.tolist()
-                scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
-                batch = with_proximal(batch, rows, scored)
-            if parts.reference is not None:
-                with parts.learner.arithmetic():
-                    told = parts.reference.logp(
-                        rows.sequences,
-                        rows.positions,
-                        temperature=batch.temperature.tolist(),
-                        max_tokens=config.learner.micro_tokens,
-                    )
-                batch = with_reference(batch, rows, told)
+            batch = _with_student(recipe, config, parts, batch, rows)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
             with parts.learner.arithmetic():
@@ -125,6 +128,13 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+    if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
+        with clock.stage("signals"):
+            whose = parts.teacher.provenance if parts.teacher is not None else ""
+            told = signals.table(
+                trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
+            )
+            signals.write(run.signals(step + 1), told)
     if recipe.rollouts:
         with clock.stage("measure"):
             metrics |= left_out(played, trajectories, batch)
@@ -145,6 +155,22 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         **{f"share_{name}": share for name, share in credit.share.items()},
         "seconds": clock.seconds,
     }
+
+
+def _with_student(recipe: Recipe, config: TrainConfig, parts: Parts, batch: TokenBatch, rows: Rows) -> TokenBatch:
+    """Adds what the learner, and the frozen reference where there is one, say of the tokens before the update."""
+    heat = batch.temperature.tolist()
+    if not own_words(recipe, config):
+        k = {"student": getattr(config.options, "k", 0), "full": sys.maxsize}.get(recipe.support, 0)
+        asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
+        scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
+        batch = with_proximal(batch, rows, scored)
+    if parts.reference is not None:
+        limit = config.learner.micro_tokens
+        with parts.learner.arithmetic():
+            told = parts.reference.logp(rows.sequences, rows.positions, temperature=heat, max_tokens=limit)
+        batch = with_reference(batch, rows, told)
+    return batch
 
 
 def own_words(recipe: Recipe, config: TrainConfig) -> bool:

@@ -3,7 +3,9 @@
 Usage: python benchmarks/step.py [--model FOLDER] [--repeats N] [--threads N]
 
 The learning rate is so small that the weights stay as they are: every step of both recipes then plays the same tasks
-with the same seeds and the same words, 16 tasks by 8 episodes of `retort/Shell-v0`. The two take turns.
+with the same seeds and the same words, 32 tasks by 8 episodes of `retort/Shell-v0`. The two take turns. Each is a step
+that probes and stores signals, which by default only every tenth does: what measuring costs is the sum of the three
+last stages, of which the last two count a tenth.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from retort.algos.setup import Parts, assemble
 from retort.algos.train import silent, train_step
 
 RECIPES = ("grpo", "sdpo")
-STAGES = ("rollout", "student", "teacher", "update")
+STAGES = ("rollout", "student", "teacher", "update", "measure", "probe", "signals")
+SELDOM = 10  # steps between two that probe and store signals, by default
 
 
 def opened(stack: ExitStack, name: str, model: str, folder: Path, threads: int) -> tuple[Run, Recipe, Parts]:
@@ -66,6 +69,12 @@ def main() -> None:
     print(
         f"SDPO over GRPO: {middle['sdpo'][0] / base[0]:.2f} in CPU seconds, {middle['sdpo'][1] / base[1]:.2f} in all."
     )
+    for name in RECIPES:
+        *work, measured, probed, stored = middle_of(stages[name])
+        all_, rare = measured + (probed + stored) / SELDOM, stored / SELDOM
+        print(
+            f"Measuring adds {all_ / sum(work):.2%} to a {name.upper()} step, of that signals {rare / sum(work):.2%}."
+        )
 
 
 if __name__ == "__main__":

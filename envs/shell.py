@@ -27,6 +27,7 @@ from retort.envs.base import (
     checked_split,
     step_info,
 )
+from retort.envs.draw import Draw
 from retort.envs.harbor_format import HarborTask
 from retort.envs.room import Room, is_no_command, run_line, shown
 from retort.envs.shell_harbor import as_harbor
@@ -35,6 +36,7 @@ from retort.sandboxes.base import FileState, Limits, Sandbox, SandboxClosed, Ter
 
 PROTOCOL = "Each line you write is a shell command, or done, or submit WORD."
 LOST = "the shell is gone"
+DOUBTS = ("maybe", "perhaps", "probably", "hmm", "wait")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class ShellEnv(TextEnv):
     families: which of `FAMILIES`; None is all that the split has (`HELD_OUT` is never in training).
     observation_chars: terminal output shown after a command; None leaves it to the task. explain: the first observation
     also says how to act, for models that were not taught. command_s: seconds before a command is ended.
+    hedge: share of the scripted commands, right and wrong ones, that begin with a line of doubt (a comment of bash), so
+    that whoever imitates them has a style to lose. What a model writes is as it is.
 
     Raises:
         UsageError: an unknown value, with the nearest valid one.
@@ -83,7 +87,10 @@ class ShellEnv(TextEnv):
         observation_chars: int | None = None,
         explain: bool = False,
         command_s: float = 2.0,
+        hedge: float = 0.0,
     ) -> None:
+        if not 0 <= hedge <= 1:
+            raise UsageError(f"hedge: expected a share from 0 to 1, found {hedge}")
         for name, value in (
             ("max_turns", max_turns),
             ("observation_chars", observation_chars),
@@ -94,7 +101,7 @@ class ShellEnv(TextEnv):
         self.split, self.max_turns, self.explain = checked_split(split), max_turns, explain
         self._room = Room(sandbox, Limits(wall_s=command_s))
         self.families = checked_families(self.split, families, FAMILIES, HELD_OUT)
-        self.observation_chars, self.command_s = observation_chars, command_s
+        self.observation_chars, self.command_s, self.hedge = observation_chars, command_s, hedge
         self.observation_space, self.action_space = TextSpace(), TextSpace(10_000)
         self._refs: dict[str, TaskRef] = {}
         self._listed: tuple[TaskRef, ...] = ()
@@ -126,7 +133,7 @@ class ShellEnv(TextEnv):
         """As in the contract; SUBMIT_OUTPUT becomes the first word of the observation, and a plan's end is `done`."""
         action = plan[turn] if turn < len(plan) else "done"
         if action != SUBMIT_OUTPUT:
-            return action
+            return hedged(action, f"{self._current().ref.key} {turn}", self.hedge)
         return f"submit {observation.split()[0]}" if observation.split() else "done"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -250,6 +257,16 @@ def _compare(path: str, wanted: FileState | None, got: FileState | None) -> str:
 def _brief(data: bytes) -> str:
     words = data[:200].decode(errors="replace").split()
     return " ".join([word[:12] for word in words[:4]] + ["..."] * (len(words) > 4)) or "nothing"
+
+
+def hedged(action: str, place: str, share: float) -> str:
+    """A command behind a line of doubt, in a share of places (any text that names one). The last word stays bare, and
+    a plan that doubts already as it is."""
+    draw = Draw(f"hedge {place}")
+    bare = action.startswith("#") or action.split()[:1] in (["done"], ["submit"])
+    if bare or draw.number(1, 1000) > 1000 * share:
+        return action
+    return f"# {draw.some(DOUBTS, 1)[0]}\n{action}"
 
 
 def lessons(job: Task, grade: Grade, turn: int) -> tuple[Feedback, ...]:

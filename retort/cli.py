@@ -10,7 +10,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,7 @@ def train(
     if resume is not None:
         if any(given is not None for given in (recipe, env, model, seed, out)) or settings:
             raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
-        with Bars() as bars:
+        with _one_line(), Bars() as bars:
             run = resume_run(resume, bars)
     elif recipe is None:
         raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
@@ -138,7 +139,7 @@ def train(
         base |= {"env": env or "retort/Shell-v0", "seed": seed or 0}
         config = resolve(base, settings or ())
         folder = out or Path("runs") / f"{recipe}-{config.env.rpartition('/')[2]}-seed{config.seed}"
-        with Bars() as bars:
+        with _one_line(), Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
     say(f"checkpoint: {run.checkpoints()[-1]}")
@@ -146,6 +147,18 @@ def train(
     say(f"next: {evaluate} {run.checkpoints()[-1]}")
     first, *others = [*([] if run.config.model == "tiny" else [run.config.model]), "gold", "null", "random"]
     say(f"beside it: {evaluate} {first} (or {', '.join(others)}); then: retort compare FIRST SECOND")
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A run that ends itself says why in one line."""
+    from retort.algos.symptoms import DeadTermError
+
+    try:
+        yield
+    except DeadTermError as error:
+        typer.echo(f"retort: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command("eval")
@@ -267,6 +280,42 @@ def compare(first: Path, second: Path, as_json: Json = False) -> None:
         typer.echo(json.dumps(asdict(found)))
     else:
         console.print(comparison_table(found))
+
+
+@app.command()
+def preview(
+    recipe: Annotated[str, typer.Argument(help="A file of algos/ (sdpo, srpo, sdar, ...), or a module.")],
+    env: EnvId = "retort/Shell-v0",
+    model: Annotated[str | None, typer.Option(help="Who plays, as in eval; by default a scripted apprentice.")] = None,
+    seed: Seed = 0,
+    episode: Annotated[
+        str | None, typer.Option(help="Which of the episodes played: GROUP-MEMBER, such as 0-3.")
+    ] = None,
+    as_json: Json = False,
+    settings: Settings = None,
+) -> None:
+    """Show what a recipe's student and each of its teachers would read of one rollout, side by side."""
+    from retort.algos.config import preset, resolve
+    from retort.preview import preview as previewed
+    from retort.preview import show
+
+    config = resolve({**preset(recipe, model or "tiny"), "env": env, "seed": seed}, settings or ())
+    found = previewed(config, model, episode)
+    typer.echo(json.dumps(found.to_json())) if as_json else show(found, console)
+
+
+@app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    step: Annotated[int, typer.Option(min=1, help="A step whose signals were stored (signals_every).")],
+    episode: Annotated[str | None, typer.Option(help="Its id, such as 10-0-3, or its place in the step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one rollout of a training step token by token: gap, gate, credit, and where each pulls."""
+    from retort.trace import load, show
+
+    found = load(folder, step, episode)
+    typer.echo(json.dumps(found.to_json())) if as_json else show(found, console)
 
 
 @app.command()

@@ -121,6 +121,7 @@ def _summary(run: Run, cold: Path, before: Report, after: Report, spent: Spent) 
         "tokens_taught_by_feedback": taught / max(tokens, 1),
         "feedback": run.config.feedback,
         "seed": run.config.seed,
+        "warnings": run.warnings(),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "cold_start": str(cold),
         "checkpoint": str(run.checkpoints()[-1]),

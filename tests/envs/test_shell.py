@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
+from retort.algos.diagnostics import MARKERS, markers
 from retort.envs.base import Failure, Feedback, Source, TaskRef, UsageError
-from retort.envs.shell import PROTOCOL, ShellEnv, graded
+from retort.envs.shell import DOUBTS, PROTOCOL, ShellEnv, graded, hedged
 from retort.envs.shell_tasks import FAMILIES, HELD_OUT, SUBMIT_OUTPUT, Task, task
 from retort.sandboxes.base import FileState, SandboxClosed
 
@@ -377,3 +378,38 @@ def test_graded_by_hand() -> None:
     assert verdict({"a": blue}, "3", **asks) == [True, False, True, "expected a with red; found blue"]
     long = FileState("file", 0o644, b"one two three four five\n")
     assert verdict({"b": long})[3] == "expected b with red; found one two three four ..."
+
+
+def test_a_script_may_doubt_and_still_be_right() -> None:
+    """About the asked share of commands, never the last word, always the same for the same place."""
+    env = ShellEnv(hedge=0.5)
+    try:
+        wrote: list[str] = []
+        for key in [ref.key for ref in env.tasks()][::300]:
+            steps = play(env, key, None)
+            assert steps[-1][1] == 1.0, key
+            again, _ = env.reset(options={"task": key})
+            assert env.gold(again) == env.gold(again)
+            wrote += [env.follow(task(key).gold, turn, "word") for turn in range(len(task(key).gold))]
+        assert not [action for action in wrote if action.startswith("#") and "\ndone" in action]
+        commands = [action for action in wrote if action.split()[0] not in ("done", "submit")]
+        doubts = [action for action in commands if action.startswith("#")]
+        assert 0.3 < len(doubts) / len(commands) < 0.7
+        for action in doubts:
+            first, _, rest = action.partition("\n")
+            assert first.removeprefix("# ") in DOUBTS
+            assert env.follow([action], 0, "") == action
+            assert rest
+        assert markers(doubts) > 0
+        assert hidden(steps[-1][4])[Source.SOLUTION].count("#") == 0
+    finally:
+        env.close()
+
+
+def test_no_doubt_by_default_and_all_of_it_at_one(env: ShellEnv) -> None:
+    assert hedged("ls", "somewhere", 0.0) == "ls"
+    assert hedged("ls", "somewhere", 1.0).endswith("\nls")
+    assert hedged("submit ls", "somewhere", 1.0) == "submit ls"
+    assert set(DOUBTS) <= MARKERS
+    with pytest.raises(UsageError, match="hedge: expected a share from 0 to 1, found 2"):
+        ShellEnv(hedge=2)

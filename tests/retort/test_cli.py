@@ -74,7 +74,7 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 def test_help_and_no_command() -> None:
     done = retort("--help")
     assert done.returncode == 0
-    for command in ("envs", "check-env", "train", "eval", "compare", "export", "doctor", "demo"):
+    for command in ("envs", "check-env", "train", "eval", "compare", "preview", "trace", "export", "doctor", "demo"):
         assert command in done.stdout
     assert retort().returncode == 2
     assert retort("evel").returncode == 2
@@ -431,3 +431,24 @@ def test_bubblewrap_missing(command: list[str], tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path, here: Here) -> None:
     (tmp_path / "file").touch()
     refused(here("train", "sft", "--out", tmp_path / "file" / "run", *settings(*TINY)), "Not a directory", "file")
+
+
+def test_a_run_that_learns_nothing_says_so_and_ends(trained: Path, tmp_path: Path, here: Here) -> None:
+    """A model that never succeeds: a warning after five steps, and after six the end, with exit code 1."""
+    asked = settings("steps=9", "dead_after=6", "prompts=2", "group_size=2", "turn_tokens=2", "threads=1")
+    done = here("train", "grpo", "--model", trained / "checkpoints" / "step-000002", "--out", tmp_path / "run", *asked)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())
+    assert said.count("Warning: zero-variance groups: 100% of groups have equal rewards") == 1
+    assert "retort: the term 'policy' has taught nothing for 6 steps, 1 to 6" in said
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_what_trace_and_preview_refuse(trained: Path, here: Here) -> None:
+    refused(here("trace", trained, "--step", "1"), "has no signals: it was trained with signals_every=10")
+    refused(here("trace", trained), "--step")
+    refused(here("trace", "nowhere", "--step", "1"), "nowhere: expected a run folder")
+    refused(here("preview", "sdop"), "unknown recipe 'sdop'", "did you mean 'sdpo'")
+    refused(here("preview", "srpo", "--set", "feedbak=none"), "did you mean 'feedback'")
+    refused(here("preview", "srpo", "--model", "golf"), "did you mean 'gold'")
