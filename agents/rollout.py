@@ -66,7 +66,7 @@ class Runner:
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
     ) -> list[Trajectory]:
         """Plays every request; the trajectories in the order of the requests. `on_done` hears of each as it ends."""
-        return _run_loop(lambda: self.arun(requests, on_done))
+        return run_loop(lambda: self.arun(requests, on_done))
 
     async def arun(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
@@ -220,7 +220,7 @@ def _close(env: Env) -> None:
         log.warning("an environment did not close: %s: %s", type(error).__name__, error)
 
 
-def _run_loop(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_loop(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine to its end, in a thread of its own where this one has an event loop already (a notebook)."""
     found: list[T] = []
 

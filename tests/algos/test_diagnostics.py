@@ -180,6 +180,7 @@ def test_of_the_teacher_by_hand(hand: Any) -> None:
         {
             "teacher_coverage": 2 / 3,
             "context_tokens_cut": 4,
+            "teacher_scores_missing": 0,
             "gap": 0.5,
             "gap_p10": -0.7,
             "gap_p50": 0.5,

@@ -86,7 +86,15 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
         assert line["episodes"] >= 8
         assert line["infrastructure_failures"] == 0
         assert line["sampler_gap_nats"] < 1e-4
-        assert set(line["seconds"]) - {"judge"} == {"rollout", "student", "teacher", "probe", "update", "measure"}
+        assert set(line["seconds"]) - {"judge"} == {
+            "rollout",
+            "student",
+            "teacher",
+            "probe",
+            "update",
+            "measure",
+            "sync",
+        }
     if load_recipe(recipe).channels:
         assert max(line["teacher_coverage"] for line in first.metrics()) > 0
         assert max(line["tokens_taught"] for line in first.metrics()) > 0
