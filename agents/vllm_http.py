@@ -219,12 +219,14 @@ class VLLMServers:
         label = server.label()
         if label == UNTRAINED and expected is not None and not _same(card, expected):
             raise EngineError(f"{server.url} serves the model {card['root']}, expected {expected}")
-        ids = server.call("POST", "/tokenize", json={"prompt": SAMPLE, "add_special_tokens": False})["tokens"]
-        if ids != self.chat.tokenizer.encode(SAMPLE, add_special_tokens=False):
-            raise EngineError(
-                f"{server.url} has another tokenizer than the learner (digest {self.chat.tokenizer_digest}): it "
-                f"reads {SAMPLE[:14]!r} as {ids[:6]}"
-            )
+        for text in (SAMPLE, *_words(self.chat.tokenizer)):
+            ids = server.call("POST", "/tokenize", json={"prompt": text, "add_special_tokens": False})["tokens"]
+            if ids != (own := self.chat.tokenizer.encode(text, add_special_tokens=False)):
+                place = next((n for n, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), 0)
+                raise EngineError(
+                    f"{server.url} has another tokenizer than the learner (digest {self.chat.tokenizer_digest}): it "
+                    f"reads {text[:20]!r} with {ids[place : place + 3]}, expected {own[place : place + 3]}"
+                )
         ids = server.call("POST", "/tokenize", json={"messages": PROBE, "add_generation_prompt": True})["tokens"]
         if ids != self.chat.prompt(PROBE):
             raise EngineError(
@@ -356,6 +358,13 @@ class VLLMServers:
             with suppress(Down):  # no score is not a score of 0: `scores` leaves NaN, which is counted
                 answer = await self._answer({"token_ids": tokens, "sampling_params": requests.to_score(k)})
         return _read(answer, sequence, where, k)
+
+
+def _words(tokenizer: Any) -> list[str]:
+    """Texts that most of a vocabulary occurs in: what tokenizers with the same digest all read alike."""
+    size = len(tokenizer)
+    words = [tokenizer.decode([number]) for number in range(0, size, max(1, size // 8192))]
+    return [" ".join(words[start : start + 1024]) for start in range(0, len(words), 1024)]
 
 
 def _read(answer: Mapping[str, Any], sequence: Sequence[int], where: Sequence[int], k: int) -> TokenScores:
