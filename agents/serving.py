@@ -117,7 +117,7 @@ def command(
     if context is not None:
         arguments += ["--max-model-len", str(context)]
     if not torch.cuda.is_available():
-        arguments.append("--enforce-eager")
+        arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]  # see `vllm.py`
     return arguments, {**quiet(), "VLLM_SERVER_DEV_MODE": "1"}
 
 

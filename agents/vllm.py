@@ -165,7 +165,7 @@ class VLLMPolicy:
         except Exception as error:
             for asked in self._asked.values():
                 if not asked.future.done():
-                    asked.future.set_exception(error)
+                    asked.future.set_exception(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
         finally:
             self._running = None
 
@@ -218,7 +218,8 @@ class VLLMPolicy:
 
 
 def _defaults() -> dict[str, Any]:
-    """Beside a learner on the same device. Without a GPU nothing can be compiled."""
+    """Beside a learner on the same device. Without a GPU nothing can be compiled, and a request with a seed of its own
+    breaks the engine where its prompt is read in parts: vLLM then sets back a generator that cannot go back."""
     import torch
 
     shared: dict[str, Any] = {
@@ -232,4 +233,4 @@ def _defaults() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         return {**shared, "gpu_memory_utilization": 0.45}
-    return {**shared, "enforce_eager": True, "max_num_seqs": 128}
+    return {**shared, "enforce_eager": True, "enable_chunked_prefill": False, "max_num_seqs": 128}

@@ -312,6 +312,12 @@ def test_seeds_and_stops(url: str, chat: Chat, learner: Any, made: Callable[...,
         play(engine, [Prompt((5,) * 1024, ())], Sampling())
 
 
+def test_more_prompts_than_one_step_reads(url: str, made: Callable[..., VLLMServers]) -> None:
+    draw = np.random.default_rng(0)
+    prompts = [Prompt(tuple(draw.integers(3, 300, 900).tolist()), ()) for _ in range(12)]
+    assert len(play(made(url), prompts, Sampling(max_new_tokens=3))) == 12
+
+
 def test_other_weights_are_refused_and_change_nothing(
     url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:

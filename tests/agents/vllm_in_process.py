@@ -14,6 +14,7 @@ import torch
 from retort.agents import serving
 from retort.agents.base import ContextFull, EngineError, Finish, Prompt, Sampling
 from retort.agents.chat import Chat
+from retort.agents.engines import make_engine
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
 from retort.agents.vllm import VLLMPolicy
@@ -51,7 +52,7 @@ def prompt(chat: Chat, text: str = WORDS[0]) -> Prompt:
     return Prompt(tuple(chat.prompt([message])), (message,))
 
 
-def play(engine: VLLMPolicy, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
+def play(engine: Any, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
     async def all_of_them() -> list[Any]:
         calls = (
             engine.generate(asked, sampling, episode=str(seed), seed=seed)
@@ -62,7 +63,7 @@ def play(engine: VLLMPolicy, prompts: Sequence[Prompt], sampling: Sampling, seed
     return asyncio.run(all_of_them())
 
 
-def conversation(engine: VLLMPolicy, chat: Chat, sampling: Sampling, seed: int, turns: int = 4) -> tuple[Any, ...]:
+def conversation(engine: Any, chat: Chat, sampling: Sampling, seed: int, turns: int = 4) -> tuple[Any, ...]:
     """(ids, positions, log-probs) of one episode of several turns, each extending the last."""
     ids, at, logp = list(prompt(chat, WORDS[seed % 3]).token_ids), list[int](), list[float]()
     for turn in range(turns):
@@ -142,6 +143,14 @@ def test_the_same_seed_gives_the_same_tokens_in_any_company(engine: VLLMPolicy, 
     together = play(engine, [asked] * 9, sampling, range(9))
     assert together[5].token_ids == alone.token_ids
     assert len({done.token_ids for done in together}) == 9
+
+
+def test_more_prompts_than_one_step_reads(engine: VLLMPolicy) -> None:
+    draw = np.random.default_rng(0)
+    prompts = [Prompt(tuple(draw.integers(3, 300, 1000).tolist()), ()) for _ in range(9)]
+    done = play(engine, prompts, Sampling(max_new_tokens=3), range(9))
+    (alone,) = play(engine, prompts[7:8], Sampling(max_new_tokens=3), [7])
+    assert done[7].token_ids == alone.token_ids
 
 
 def test_each_stop_token_ends_an_answer_and_is_its_last_token(engine: VLLMPolicy, chat: Chat, learner: Any) -> None:
@@ -264,6 +273,23 @@ def test_an_engine_that_failed_midway_is_made_anew(
     engine.update(learner, 51)
     ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=12), 3, turns=2)
     assert far(ours(learner, ids, at), logp) < NATS
+
+
+def test_a_tied_head_follows_too(folder: Path, chat: Chat, tmp_path: Path) -> None:
+    model = load_model(folder)
+    config = type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})
+    tied = type(model)(config).eval()
+    tied.save_pretrained(tmp_path / "tied")
+    chat.save(tmp_path / "tied")
+    engine = make_engine("vllm", str(tmp_path / "tied"), chat, arguments={})
+    try:
+        for version in (1, 2):
+            nudge(tied, version, size=0.1)
+            engine.update(tied, version)
+            ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=20), version, turns=2)
+            assert far(ours(tied, ids, at), logp) < NATS
+    finally:
+        engine.close()
 
 
 def test_an_unknown_argument_names_the_nearest(folder: Path, chat: Chat) -> None:
