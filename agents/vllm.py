@@ -13,6 +13,7 @@ import asyncio
 import gc
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
@@ -65,6 +66,7 @@ class VLLMPolicy:
         self._numbers = count()
         self._asked: dict[str, _Asked] = {}
         self._running: asyncio.Task[None] | None = None
+        self._lock = threading.Lock()  # an update may come from another thread than the steps
         self._arguments = {"dtype": dtype, **_defaults(), **(arguments or {})}
         self._shapes: serving.Shapes | None = None
         self._engine: Any = self._made(folder)
@@ -75,15 +77,16 @@ class VLLMPolicy:
         found = serving.shapes(model)
         serving.check_shapes(found, self._shapes or found)
         self._shapes = found
-        try:
-            rpc = self._engine.model_executor.collective_rpc
-            rpc("reload_weights", kwargs={"weights_iterator": self._weights(model)})
-        except Exception as error:
-            self._rebuild(model, error)
-        # Keys and values of the old weights are forgotten, and those of open requests computed again.
-        if not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise EngineError("vLLM did not forget what the old weights have read")
-        self.version = version
+        with self._lock:
+            try:
+                rpc = self._engine.model_executor.collective_rpc
+                rpc("reload_weights", kwargs={"weights_iterator": self._weights(model)})
+            except Exception as error:
+                self._rebuild(model, error)
+            # Keys and values of the old weights are forgotten, and those of open requests computed again.
+            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise EngineError("vLLM did not forget what the old weights have read")
+            self.version = version
 
     def check(self, model: Any, dtype: str) -> None:
         """The folder that it was made from is the model's: nothing to compare."""
@@ -145,27 +148,29 @@ class VLLMPolicy:
         params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA, flat_logprobs=True)
         loop = asyncio.get_running_loop()
         asked, name = _Asked(loop.create_future()), str(next(self._numbers))
-        self._engine.add_request(name, tokens_input([int(number) for number in ids]), params)
-        self._asked[name] = asked
+        with self._lock:
+            self._engine.add_request(name, tokens_input([int(number) for number in ids]), params)
+            self._asked[name] = asked
         if self._running is None:
             self._running = loop.create_task(self._run())
         try:
             return asked, await asked.future
         finally:
-            if self._asked.pop(name, None) is not None:
-                self._engine.abort_request([name])
+            with self._lock:
+                if self._asked.pop(name, None) is not None:
+                    self._engine.abort_request([name])
 
     async def _run(self) -> None:
         """Steps while anybody waits."""
         try:
             while self._asked:
                 await asyncio.sleep(0)  # whoever is about to ask in this round of the loop joins
-                for output in self._engine.step():
-                    self._take(output)
+                with self._lock:
+                    for output in self._engine.step() if self._asked else ():
+                        self._take(output)
         except Exception as error:
             for asked in self._asked.values():
-                if not asked.future.done():
-                    asked.future.set_exception(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
+                _fail(asked.future, EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
         finally:
             self._running = None
 
@@ -198,8 +203,8 @@ class VLLMPolicy:
     def _rebuild(self, model: Any, cause: Exception) -> None:
         """Makes the engine anew with the weights of `model`; completions that were under way fail."""
         for asked in self._asked.values():
-            if not asked.future.done():
-                asked.future.set_exception(EngineError(f"the engine was made anew: {cause}"))
+            lost = EngineError(f"the engine was made anew: {cause}")
+            asked.future.get_loop().call_soon_threadsafe(_fail, asked.future, lost)
         self._asked.clear()
         self.close()
         with tempfile.TemporaryDirectory(prefix="retort-served-") as place:
@@ -215,6 +220,11 @@ class VLLMPolicy:
             engine.engine_core.shutdown()
             del engine
             gc.collect()
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _defaults() -> dict[str, Any]:

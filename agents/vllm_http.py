@@ -174,7 +174,6 @@ class Server:
         Raises:
             EngineError: it failed, and cannot be used before it is started again.
         """
-        self.usable = False
         try:
             self.call("POST", "/pause", params={"mode": "keep"})
             kwargs = {"weights_path": str(folder)}
@@ -184,6 +183,7 @@ class Server:
             self.call("POST", "/update_weight_version", json={"new_version": label})
             self.call("POST", "/resume")
         except EngineError as error:
+            self.usable = False
             raise EngineError(f"{error}; new weights stopped halfway: start this server again, and resume") from error
         self.usable = True
 

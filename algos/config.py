@@ -48,7 +48,8 @@ class TrainConfig(BaseModel):
     steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
     engine: what samples: "hf", the learner's own model; "vllm" in this process; or "vllm:URL", a server or several.
         engine_args: of vLLM's `EngineArgs`, or of `agents.vllm_http.Serving`. gap_limit: nats between what the engine
-        says of its tokens and what the learner says, beyond which the run ends; 0 is by precision.
+        says of its tokens and what the learner says, beyond which the run ends; 0 is by precision. max_staleness: steps
+        that are played while the learner works on an earlier one, so that a token may be as many updates old.
     scorer: who computes a teacher's log-probs: "learner", this process; "engine", for a teacher whose weights are the
         learner's current ones; or "vllm:URL", servers with a teacher of their own and the same tokenizer.
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
@@ -71,6 +72,7 @@ class TrainConfig(BaseModel):
     engine: str = "hf"
     engine_args: dict[str, Any] = {}
     gap_limit: float = Field(default=0.0, ge=0)
+    max_staleness: int = Field(default=0, ge=0)
     scorer: str = "learner"
     feedback: Literal["own", "shuffled", "none"] = "own"
     probe_every: int = Field(default=0, ge=0)
@@ -106,6 +108,18 @@ class TrainConfig(BaseModel):
             raise ValueError(f"engine={self.engine}: {self.recipe} learns from expert traces and samples nothing")
         if self.sampling.cohorts > 1:
             raise ValueError("sampling.cohorts are for engine=hf; vLLM batches whoever is ready")
+        return self
+
+    @model_validator(mode="after")
+    def _may_be_stale(self) -> TrainConfig:
+        if not self.max_staleness:
+            return self
+        if self.engine == "hf":
+            raise ValueError("max_staleness needs engine=vllm: weights that learn cannot sample at the same time")
+        if load_recipe(self.recipe).judge is not None or self.scorer == "engine":
+            raise ValueError(f"max_staleness: {self.recipe} asks the engine while it plays later steps; set it to 0")
+        if not hasattr(self.options, "correction"):
+            raise ValueError(f"max_staleness: {self.recipe} does not correct for older weights; set it to 0")
         return self
 
     @model_validator(mode="after")

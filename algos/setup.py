@@ -25,6 +25,7 @@ from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
+from retort.algos.ahead import played_ahead
 from retort.algos.base import Memory, Recipe, TeacherOptions
 from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
@@ -97,7 +98,9 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
         again = getattr(config.options, "resample", 0)
         rollouts = own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again)
-        yield Parts(policy, chat, learner, teacher, reference, memory, rollouts, probe, _scorer(config, policy, chat))
+        with played_ahead(rollouts, ahead=config.max_staleness, steps=config.steps) as episodes:
+            scorer = _scorer(config, policy, chat)
+            yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
 
 
 @contextmanager

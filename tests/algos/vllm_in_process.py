@@ -85,6 +85,26 @@ def test_an_engine_that_is_not_synced_is_found_out_within_one_step(
     assert [line["step"] for line in run.metrics()] == [1]
 
 
+def test_steps_that_are_played_ahead_are_as_old_as_they_may_be_and_corrected(cold: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configured("grpo", cold, "max_staleness=2", "steps=6", "lr=3e-3"))
+    train(run)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    oldest = [line["staleness_max"] for line in lines]
+    assert oldest[0] == 0
+    assert max(oldest) in (1, 2)
+    assert all(old <= 2 for old in oldest)
+    stale = [line for line in lines if line["staleness"] > 0]
+    assert stale
+    assert any(abs(line["importance_max"] - 1) > 1e-3 for line in stale), "older weights must be corrected for"
+    for step, line in enumerate(lines):
+        played = store.read(run.rollouts(step + 1))
+        assert [item.episode for item in played] == [f"{step}-{g}-{m}" for g in range(3) for m in range(4)]
+        versions = {int(version) for item in played for row in item.rows for version in row.version} - {-1}
+        assert versions <= set(range(max(0, step - 2), step + 1))
+        assert line["infrastructure_failures"] == 0
+
+
 def test_the_engine_teaches_with_the_current_weights(cold: Path, tmp_path: Path) -> None:
     """The same scores, whoever computes them: so the same losses."""
     losses: list[list[float]] = []
