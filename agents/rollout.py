@@ -61,11 +61,15 @@ class Runner:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="retort-env")
         self._made = False
         self._closed = False
+        # One that runs elsewhere, which several runners share; None is a new one for each `run`.
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def run(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
     ) -> list[Trajectory]:
         """Plays every request; the trajectories in the order of the requests. `on_done` hears of each as it ends."""
+        if self.loop is not None:
+            return asyncio.run_coroutine_threadsafe(self.arun(requests, on_done), self.loop).result()
         return run_loop(lambda: self.arun(requests, on_done))
 
     async def arun(

@@ -9,7 +9,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
-from retort.algos.ahead import played_ahead
+from retort.algos.ahead import played_ahead, shared_loop
 from retort.algos.base import Memory, Recipe, TeacherOptions
 from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
@@ -92,13 +92,13 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         return
     with (
         nullcontext(own) if config.engine == "hf" else engine_apart(run, chat, learner) as policy,
-        training_runner(config, policy, chat) as (runner, tasks),
+        training_runners(config, policy, chat) as (runners, tasks),
         _frozen(),
     ):
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
         again = getattr(config.options, "resample", 0)
-        rollouts = own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again)
-        with played_ahead(rollouts, ahead=config.max_staleness, steps=config.steps) as episodes:
+        ways = [own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again) for runner in runners]
+        with played_ahead(ways, steps=config.steps) as episodes:
             scorer = _scorer(config, policy, chat)
             yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
 
@@ -139,6 +139,18 @@ def _frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def training_runners(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator[tuple[list[Runner], list[TaskRef]]]:
+    """A runner for each step that may be under way, and the training tasks."""
+    with ExitStack() as stack:
+        count = config.max_staleness + 1
+        made = [stack.enter_context(training_runner(config, policy, chat)) for _ in range(count)]
+        loop = stack.enter_context(shared_loop()) if count > 1 else None
+        for runner, _ in made:
+            runner.loop = loop
+        yield [runner for runner, _ in made], made[0][1]
 
 
 @contextmanager

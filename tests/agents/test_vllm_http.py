@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,6 @@ import torch
 from retort.agents import serving, tiny
 from retort.agents.base import ContextFull, EngineError, EnvironmentFault, Prompt, Sampling
 from retort.agents.chat import Chat
-from retort.agents.evaluate import evaluate
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
 from retort.agents.vllm_http import Serving, VLLMServers
@@ -240,8 +241,10 @@ def test_training_and_evaluation_over_http(url: str, chat: Chat, folder: Path, t
     """Before any update of ours: `train` and `eval` hold the server against the folder that it was started with."""
     family = {"families": ["delete"]}
     small = {"steps": 3, "prompts": 2, "group_size": 4, "concurrency": 8, "checkpoint_every": 3, "threads": 1}
-    report = evaluate("retort/Shell-v0", str(folder), limit=4, env_args=family, model_args={"engine": f"vllm:{url}"})
-    assert report.overall.episodes == 4
+    command = [sys.executable, "-m", "retort", "eval", "--model", str(folder), "--engine", f"vllm:{url}", "--json"]
+    command += ["--limit", "4", "--turn-tokens", "8", "--out", str(tmp_path / "eval")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["overall"]["episodes"] == 4
     config = resolve({**preset("grpo", str(folder)), "env_args": family, **small, "engine": f"vllm:{url}"}, ["lr=0.01"])
     run = Run.create(tmp_path / "run", config)
     train(run)
