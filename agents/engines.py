@@ -9,13 +9,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from retort.agents.base import Engine
 from retort.agents.chat import Chat
 from retort.agents.policies import refuse_unknown
-from retort.envs.base import UsageError, nearest
+from retort.envs.base import MissingPackage, UsageError, nearest
+
+INSTALL = "pip install vllm (with a GPU), or 'make vllm' and .venv-vllm/bin/retort (without one)"
 
 
 class Apart(Engine, Protocol):
@@ -38,6 +41,12 @@ def check_engine(spec: str) -> None:
         raise UsageError(f"engine {spec!r}: {nearest(prefix, ['hf', 'vllm', 'vllm:http://HOST:PORT'])}")
 
 
+def check_installed(spec: str) -> None:
+    """Raises MissingPackage where an engine of this process is not installed."""
+    if spec == "vllm" and find_spec("vllm") is None:
+        raise MissingPackage(f"vLLM is not installed: {INSTALL}")
+
+
 def make_engine(
     spec: str, model: str | None, chat: Chat, *, dtype: str = "float32", shared: str = "", arguments: Mapping[str, Any]
 ) -> Apart:
@@ -50,6 +59,7 @@ def make_engine(
         EngineError: a server has another model, tokenizer or template.
     """
     check_engine(spec)
+    check_installed(spec)
     if urls := spec.partition(":")[2]:
         return _servers(urls, model, chat, shared, arguments)
     assert model is not None

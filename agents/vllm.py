@@ -24,9 +24,7 @@ from retort.agents import serving
 from retort.agents import vllm_requests as requests
 from retort.agents.base import Completion, EngineError, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
-from retort.envs.base import TextEnv, UsageError, nearest, needed
-
-INSTALL = "pip install vllm (with a GPU), or 'make vllm' for the build that runs without one"
+from retort.envs.base import TextEnv, UsageError, nearest
 
 
 @dataclass(eq=False)
@@ -47,7 +45,7 @@ class VLLMPolicy:
     missing: tokens so far that got no score.
 
     Raises:
-        UsageError: vLLM is not installed, or takes no such argument.
+        UsageError: vLLM takes no such argument.
     """
 
     barrier = False
@@ -190,7 +188,6 @@ class VLLMPolicy:
     def _made(self, folder: str | Path) -> Any:
         os.environ.update(serving.quiet())
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        needed("vllm", INSTALL)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 import shutil
 import time
@@ -36,6 +37,7 @@ from retort.agents.base import (
 from retort.agents.chat import PROBE, Chat
 from retort.envs.base import TextEnv, UsageError, needed
 
+log = logging.getLogger(__name__)
 SAMPLE = "Say 3, then cat card.csv | wc -l > out.txt\nDone: \u00e9t\u00e9 100 % \U0001f642\t[x] {y}"
 UNTRAINED = "default"  # what a server calls the weights that it was started with
 PASSING = (408, 409, 425, 429)  # and all above 499
@@ -55,7 +57,7 @@ class Serving:
     timeout_s: float = 300.0
     retries: int = 4
     concurrency: int = 256
-    start_s: float = 600.0
+    start_s: float = 120.0
     shared: str = ""
 
     def __post_init__(self) -> None:
@@ -158,8 +160,11 @@ class Server:
 
     def wait(self) -> None:
         """Until it is healthy. Raises EngineError when that takes more than `start_s`."""
-        limit = time.monotonic() + self.options.start_s
+        limit, told = time.monotonic() + self.options.start_s, False
         while not self.healthy():
+            if not told:
+                log.warning("waiting for a vLLM server at %s, up to %g s", self.url, self.options.start_s)
+                told = True
             if time.monotonic() > limit:
                 raise EngineError(f"no healthy vLLM server at {self.url}: start one with 'retort serve MODEL'")
             time.sleep(0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retort.agents.chat import Chat
+from retort.agents.engines import check_installed
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.runs import Run, check
 from retort.algos.setup import Watch
@@ -23,6 +24,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     """
     # What cannot be made or loaded leaves no folder behind.
     make(config.env, split="train", **config.env_args).close()
+    check_installed(config.engine)
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
         Chat.load(config.model)

@@ -22,9 +22,15 @@ from retort.progress import Bars, report_table, train_table
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EASY = {"env_args": {"explain": True, "families": ["delete", "write"]}}
 SAMPLING = {"turn_tokens": 48, "context_tokens": 1024}
-ADAPTER = {"lora_rank": 16, "lr": 5e-4}
+ADAPTER = {"lora_rank": 16, "lr": 1e-3, "micro_tokens": 1024}
 # Without a few traces none of its episodes succeeds, and equal rewards teach nothing.
-TRACES = {"prompts": 8, "steps": 10, "checkpoint_every": 10, "traces": {"tasks": 40, "per_task": 1, "skill": 0.9}}
+TRACES = {
+    "prompts": 8,
+    "group_size": 1,
+    "steps": 10,
+    "checkpoint_every": 10,
+    "traces": {"tasks": 40, "per_task": 1, "skill": 0.9},
+}
 GROUPS = {"prompts": 2, "group_size": 4, "concurrency": 8, "steps": 3, "checkpoint_every": 3, "sampling": SAMPLING}
 
 
