@@ -46,9 +46,11 @@ class VLLMPolicy:
 
     Raises:
         UsageError: vLLM takes no such argument.
+        EngineError: this process has an engine already.
     """
 
     barrier = False
+    _open = 0  # vLLM's process groups are global: whoever ends one engine ends them all
 
     def __init__(
         self,
@@ -186,6 +188,8 @@ class VLLMPolicy:
             asked.future.set_result(output)
 
     def _made(self, folder: str | Path) -> Any:
+        if VLLMPolicy._open:
+            raise EngineError("vLLM runs one engine in a process: close the first, or use a server (retort serve)")
         os.environ.update(serving.quiet())
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm.engine.arg_utils import EngineArgs
@@ -195,7 +199,9 @@ class VLLMPolicy:
         for key in self._arguments:
             if key not in known:
                 raise UsageError(f"vLLM takes no argument {key!r}; {nearest(key, known)}")
-        return LLMEngine.from_engine_args(EngineArgs(model=str(folder), **self._arguments))
+        made = LLMEngine.from_engine_args(EngineArgs(model=str(folder), **self._arguments))
+        VLLMPolicy._open += 1
+        return made
 
     def _rebuild(self, model: Any, cause: Exception) -> None:
         """Makes the engine anew with the weights of `model`; completions that were under way fail."""
@@ -215,6 +221,7 @@ class VLLMPolicy:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.engine_core.shutdown()
+            VLLMPolicy._open -= 1
             del engine
             gc.collect()
 

@@ -3,8 +3,8 @@
 Usage: .venv-vllm/bin/python benchmarks/idle.py [--model FOLDER] [--steps N] [--ahead N]
 
 An episode is one action of at most 8 tokens, after which its environment sleeps for a log-normal time (median 30 ms,
-sigma 1.2: the slowest of 64 takes about half a second) and costs nothing. GRPO, 8 tasks by 8 episodes a step, vLLM in this
-process. Idle is the share of a step in which the learner waits for its episodes, after the first steps.
+sigma 1.2: the slowest of 64 takes about half a second) and costs nothing. GRPO, 8 tasks by 8 episodes a step, vLLM in
+this process. Idle is the share of a step in which the learner waits for its episodes, after the first steps.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from retort.agents.chat import Chat
 from retort.agents.evaluate import evaluate
+from retort.agents.hf import load_model
+from retort.agents.serving import save_served
 from retort.algos.config import preset, resolve
 from retort.algos.launch import launch
 from retort.envs.base import MissingPackage
@@ -20,7 +22,7 @@ from rich import print
 from retort.progress import Bars, report_table, train_table
 
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EASY = {"env_args": {"explain": True, "families": ["delete", "write"]}}
+EASY = {"env_args": {"explain": True, "families": ["append", "copy"]}}
 SAMPLING = {"turn_tokens": 48, "context_tokens": 1024}
 ADAPTER = {"lora_rank": 16, "lr": 1e-3, "micro_tokens": 1024}
 # Without a few traces none of its episodes succeeds, and equal rewards teach nothing.
@@ -29,7 +31,7 @@ TRACES = {
     "group_size": 1,
     "steps": 10,
     "checkpoint_every": 10,
-    "traces": {"tasks": 40, "per_task": 1, "skill": 0.9},
+    "traces": {"tasks": 40, "per_task": 1, "skill": 0.5},
 }
 GROUPS = {"prompts": 2, "group_size": 4, "concurrency": 8, "steps": 3, "checkpoint_every": 3, "sampling": SAMPLING}
 
@@ -61,12 +63,19 @@ parser.add_argument("--tasks", type=int, default=8, help="to evaluate on")
 parser.add_argument("settings", nargs="*", help="key=value")
 arguments = parser.parse_args()
 
-model, start = model_folder(arguments.out / "model"), arguments.out / "sft"
+
+def taught(folder: Path, bars: Bars) -> Path:
+    """The model after a few traces, as a plain folder: both engines begin with these weights."""
+    if not (folder / "start").exists():
+        model = model_folder(folder / "model")
+        run = launch(resolve({**preset("sft", str(model)), **EASY, **TRACES, "learner": ADAPTER}), folder / "sft", bars)
+        save_served(load_model(run.checkpoints()[-1]), Chat.load(model), folder / "start")
+    return folder / "start"
+
+
 here = "vllm" if arguments.engine.startswith("vllm") else "hf"
 with Bars() as bars:
-    if not (start / "checkpoints" / "step-000010").exists():
-        launch(resolve({**preset("sft", str(model)), **EASY, **TRACES, "learner": ADAPTER}), start, bars)
-    base = {**preset("grpo", str(start / "checkpoints" / "step-000010")), **EASY, **GROUPS, "learner": ADAPTER}
+    base = {**preset("grpo", str(taught(arguments.out, bars))), **EASY, **GROUPS, "learner": ADAPTER}
     config = resolve({**base, "engine": arguments.engine}, arguments.settings)
     run = launch(config, arguments.out / f"grpo-{here}", bars)
 print(train_table(run))

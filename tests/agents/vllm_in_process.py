@@ -14,7 +14,6 @@ import torch
 from retort.agents import serving
 from retort.agents.base import ContextFull, EngineError, Finish, Prompt, Sampling
 from retort.agents.chat import Chat
-from retort.agents.engines import make_engine
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
 from retort.agents.vllm import VLLMPolicy
@@ -52,7 +51,7 @@ def prompt(chat: Chat, text: str = WORDS[0]) -> Prompt:
     return Prompt(tuple(chat.prompt([message])), (message,))
 
 
-def play(engine: Any, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
+def play(engine: VLLMPolicy, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
     async def all_of_them() -> list[Any]:
         calls = (
             engine.generate(asked, sampling, episode=str(seed), seed=seed)
@@ -63,7 +62,7 @@ def play(engine: Any, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequ
     return asyncio.run(all_of_them())
 
 
-def conversation(engine: Any, chat: Chat, sampling: Sampling, seed: int, turns: int = 4) -> tuple[Any, ...]:
+def conversation(engine: VLLMPolicy, chat: Chat, sampling: Sampling, seed: int, turns: int = 4) -> tuple[Any, ...]:
     """(ids, positions, log-probs) of one episode of several turns, each extending the last."""
     ids, at, logp = list(prompt(chat, WORDS[seed % 3]).token_ids), list[int](), list[float]()
     for turn in range(turns):
@@ -275,21 +274,9 @@ def test_an_engine_that_failed_midway_is_made_anew(
     assert far(ours(learner, ids, at), logp) < NATS
 
 
-def test_a_tied_head_follows_too(folder: Path, chat: Chat, tmp_path: Path) -> None:
-    model = load_model(folder)
-    config = type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})
-    tied = type(model)(config).eval()
-    tied.save_pretrained(tmp_path / "tied")
-    chat.save(tmp_path / "tied")
-    engine = make_engine("vllm", str(tmp_path / "tied"), chat, arguments={})
-    try:
-        for version in (1, 2):
-            nudge(tied, version, size=0.1)
-            engine.update(tied, version)
-            ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=20), version, turns=2)
-            assert far(ours(tied, ids, at), logp) < NATS
-    finally:
-        engine.close()
+def test_a_second_engine_in_one_process_is_refused(engine: VLLMPolicy, folder: Path, chat: Chat) -> None:
+    with pytest.raises(EngineError, match="one engine in a process"):
+        VLLMPolicy(folder, chat, name="tiny")
 
 
 def test_an_unknown_argument_names_the_nearest(folder: Path, chat: Chat) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from retort.agents import store
 from retort.agents.base import EngineError
+from retort.agents.chat import Chat
+from retort.agents.engines import make_engine
 from retort.agents.evaluate import evaluate
+from retort.agents.hf import load_model
+from retort.agents.scoring import score_tokens
 from retort.agents.vllm import VLLMPolicy
 from retort.algos.config import ConfigError, TrainConfig, preset, resolve
 from retort.algos.launch import resume_run
@@ -135,6 +142,23 @@ def test_what_vllm_cannot_score_is_refused_when_the_configuration_is_read(cold: 
         configured("sft", cold)
     with pytest.raises(ConfigError, match=r"did you mean|expected|vllm"):
         configured("grpo", cold, "engine=vlm")
+
+
+def test_a_tied_head_follows_too(cold: Path, tmp_path: Path) -> None:
+    chat, model = Chat.load(cold), load_model(cold)
+    tied = type(model)(type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})).eval()
+    tied.save_pretrained(tmp_path / "tied")
+    chat.save(tmp_path / "tied")
+    ids = chat.prompt([{"role": "user", "content": "say 3 and then done"}])
+    with closing(make_engine("vllm", str(tmp_path / "tied"), chat, arguments={})) as engine:
+        for version in (1, 2):
+            with torch.no_grad():
+                for parameter in tied.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                (own,) = score_tokens(tied, [ids], [range(1, len(ids))])
+            engine.update(tied, version)
+            (told,) = asyncio.run(engine.score([ids], [range(1, len(ids))]))
+            assert np.abs(told.logp - own.logp.numpy()).max() < 1e-3
 
 
 @pytest.fixture(autouse=True)
