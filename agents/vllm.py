@@ -188,8 +188,6 @@ class VLLMPolicy:
             asked.future.set_result(output)
 
     def _made(self, folder: str | Path) -> Any:
-        if VLLMPolicy._open:
-            raise EngineError("vLLM runs one engine in a process: close the first, or use a server (retort serve)")
         os.environ.update(serving.quiet())
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm.engine.arg_utils import EngineArgs
@@ -199,6 +197,8 @@ class VLLMPolicy:
         for key in self._arguments:
             if key not in known:
                 raise UsageError(f"vLLM takes no argument {key!r}; {nearest(key, known)}")
+        if VLLMPolicy._open:
+            raise EngineError("vLLM runs one engine in a process: close the first, or use a server (retort serve)")
         made = LLMEngine.from_engine_args(EngineArgs(model=str(folder), **self._arguments))
         VLLMPolicy._open += 1
         return made
