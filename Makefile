@@ -1,11 +1,12 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+ENGINE ?= .venv-vllm
 BIN := $(VENV)/bin
 SEED ?= 0
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
-.PHONY: install packages compiler sandbox docker demo test lint conformance bench clean
+.PHONY: install packages compiler sandbox docker vllm demo test lint conformance bench clean
 
 install: sandbox $(VENV)/installed
 	@$(if $(filter-out install,$(MAKECMDGOALS)),:,echo "Installed. Next: 'make demo', or '$(BIN)/retort envs'.")
@@ -52,10 +53,24 @@ docker:
 		echo "no Docker engine: 'sudo apt-get install docker.io' (Debian, Ubuntu); its tests will be skipped."; \
 	fi
 
+# vLLM has a virtual environment of its own, since it pins what lies below it; 2.5 GB. With a GPU put vLLM's own build
+# into yours instead: docs/gpu.md.
+vllm:
+	@case "$$(uname -sm)" in \
+	"Linux x86_64"|"Linux aarch64") $(MAKE) --no-print-directory $(ENGINE)/installed ;; \
+	*) echo "there is no vLLM for $$(uname -sm) without a GPU; its tests will be skipped." ;; \
+	esac
+
+$(ENGINE)/installed: engine.txt pyproject.toml
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/python -m pip install --quiet --requirement engine.txt --editable '.[train,docker]'
+	$(ENGINE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
+
 demo: install
 	$(BIN)/retort demo --seed $(SEED)
 
-test: install packages docker
+test: install packages docker vllm
 	$(BIN)/python -m pytest
 
 lint: install
@@ -69,4 +84,4 @@ bench: install
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINE) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from retort.envs.base import Failure, Feedback, TaskRef, TextEnv
+from retort.envs.base import Failure, Feedback, TaskRef, TextEnv, UsageError
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -114,6 +114,10 @@ class ContextFull(RuntimeError):
     """The prompt and an answer do not fit into the policy's context: the episode is truncated by `context`."""
 
 
+class EngineError(UsageError):
+    """An engine that cannot be used as it is: another model or tokenizer, other settings, weights that do not fit."""
+
+
 class Policy(Protocol):
     """Anything that can play: a model in this process, a server, a script.
 
@@ -156,6 +160,18 @@ class Policy(Protocol):
 
         Raises:
             NotImplementedError: by name, for what this engine cannot give.
+        """
+        ...
+
+
+class Engine(Policy, Protocol):
+    """A policy whose weights follow a learner's."""
+
+    def update(self, model: Any, version: int) -> None:
+        """From now on it plays with the weights of `model`, and they are called `version`.
+
+        Raises:
+            EngineError: they are not those of the model that it was made for, or it did not take them.
         """
         ...
 

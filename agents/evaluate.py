@@ -80,12 +80,13 @@ def resume(folder: Path, *, concurrency: int | None = None, watch: Watch | None 
 
 @dataclass(frozen=True)
 class Session:
-    """An evaluation that is ready to be played, once. evaluation: its folder, where it has one."""
+    """An evaluation that is ready to be played, once. evaluation: its folder, where it has one. close: the player's."""
 
     config: EvalConfig
     facts: Facts
     runner: Runner
     evaluation: Evaluation | None
+    close: Callable[[], object] = tuple
 
     def play(self, watch: Watch | None = None) -> Report:
         """Plays what is missing, writes it down, and sums up."""
@@ -107,6 +108,7 @@ class Session:
             raise
         finally:
             self.runner.close()
+            self.close()
         summary = report(played, ks=self.config.ks, held_out=self.facts.held_out)
         if self.evaluation is not None:
             self.evaluation.finish(played, summary)
@@ -116,8 +118,8 @@ class Session:
 def begin(config: EvalConfig, folder: Callable[[Facts], Evaluation | None]) -> Session:
     """A session of what was never played. `folder` makes its folder, once all else is known to be right."""
     facts = look(config)
-    runner = _runner(config, load_player(config.model, config.model_args))
-    return Session(config, facts, runner, folder(facts))
+    player = load_player(config.model, config.model_args)
+    return Session(config, facts, _runner(config, player), folder(facts), player.close)
 
 
 def reopen(path: Path, concurrency: int | None = None) -> Session:
@@ -126,7 +128,8 @@ def reopen(path: Path, concurrency: int | None = None) -> Session:
     facts = look(evaluation.config)
     evaluation.check(facts)
     config = evaluation.config.model_copy(update={} if concurrency is None else {"concurrency": concurrency})
-    return Session(config, facts, _runner(config, load_player(config.model, config.model_args)), evaluation)
+    player = load_player(config.model, config.model_args)
+    return Session(config, facts, _runner(config, player), evaluation, player.close)
 
 
 def look(config: EvalConfig) -> Facts:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from retort.agents.base import Completion, Finish, Int64, Prompt, Sampling, TokenScores
+from retort.agents.base import Completion, EngineError, Finish, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
 from retort.agents.decoding import Call, Context, generate
 from retort.envs.base import TextEnv
@@ -117,6 +117,12 @@ class HFPolicy:
         if held := [episode for cohort in self.cohorts for episode in cohort.open]:
             raise RuntimeError(f"the weights changed while {len(held)} episodes were open, {held[0]!r} among them")
         self._version = value
+
+    def update(self, model: Any, version: int) -> None:
+        """See `Engine.update`. The learner's model is the very one that plays here: nothing moves."""
+        if model is not self.model:
+            raise EngineError("expected the model that plays here, found another: make a policy of that one")
+        self.version = version
 
     async def begin(self, episode: str, env: TextEnv) -> None:
         await self.cohorts[0].begin(episode, env)

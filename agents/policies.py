@@ -26,7 +26,7 @@ class Player:
     """A policy and its chat.
 
     context: how many tokens its model can read, where that is known. bounded: a limit on an action's tokens means
-    something to it. counted: the ids of its chat are the tokens that it reads.
+    something to it. counted: the ids of its chat are the tokens that it reads. close: frees what it holds.
     """
 
     policy: Policy
@@ -34,11 +34,12 @@ class Player:
     context: int | None = None
     bounded: bool = True
     counted: bool = True
+    close: Callable[[], object] = tuple  # nothing to free
 
 
 def load_player(model: str, arguments: Mapping[str, Any] | None = None) -> Player:
-    """The player of that name. arguments: `device` and `dtype` of a model in this process, or what
-    `retort.agents.openai.Endpoint` takes.
+    """The player of that name. arguments: `device` and `dtype` of a model in this process, or `engine` (as in
+    `retort.agents.engines`) and what that takes; or what `retort.agents.openai.Endpoint` takes.
 
     Raises:
         UsageError: there is none of that name, or an argument that it does not take.
@@ -87,8 +88,11 @@ def _endpoint(path: str, given: Mapping[str, Any]) -> Player:
 
 
 def _model(model: str, given: Mapping[str, Any]) -> Player:
-    refuse_unknown(given, ("device", "dtype"), "a model in this process")
     look_up(model)
+    given = dict(given)
+    if (engine := given.pop("engine", "hf")) != "hf":
+        return _apart(model, engine, given)
+    refuse_unknown(given, ("device", "dtype"), "a model in this process")
     from retort.agents.hf import HFPolicy
     from safetensors import SafetensorError
 
@@ -100,6 +104,15 @@ def _model(model: str, given: Mapping[str, Any]) -> Player:
         raise UsageError(f"model {model!r} cannot be loaded: {error}") from error
     config = loaded.model.config.get_text_config()
     return Player(loaded, loaded.chat, context=getattr(config, "max_position_embeddings", None))
+
+
+def _apart(model: str, engine: str, given: Mapping[str, Any]) -> Player:
+    from retort.agents.engines import make_engine
+
+    chat = Chat.load(model)
+    rest = {name: value for name, value in given.items() if name != "dtype"}
+    made = make_engine(engine, model, chat, dtype=given.get("dtype", "auto"), arguments=rest)
+    return Player(made, chat, context=made.context, close=made.close)
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], who: str) -> None:

@@ -65,12 +65,16 @@ class Runner:
         self._first: dict[str, str] = {}
         self._made = False
         self._closed = False
+        # One that runs elsewhere, which several runners share; None is a new one for each `run`.
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def run(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
     ) -> list[Trajectory]:
         """Plays every request; the trajectories in the order of the requests. `on_done` hears of each as it ends."""
-        return _run_loop(lambda: self.arun(requests, on_done))
+        if self.loop is not None:
+            return asyncio.run_coroutine_threadsafe(self.arun(requests, on_done), self.loop).result()
+        return run_loop(lambda: self.arun(requests, on_done))
 
     async def arun(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
@@ -239,7 +243,7 @@ def _close(env: Env) -> None:
         log.warning("an environment did not close: %s: %s", type(error).__name__, error)
 
 
-def _run_loop(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_loop(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine to its end, in a thread of its own where this one has an event loop already (a notebook)."""
     found: list[T] = []
 

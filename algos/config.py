@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import retort.algos
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
-from retort.algos.base import Options, Recipe
+from retort.agents.engines import check_engine
+from retort.algos.base import Options, Recipe, TeacherOptions
 from retort.algos.learner import LearnerOptions
 from retort.algos.traces import TraceOptions
 from retort.envs.base import UsageError, nearest
@@ -45,6 +46,12 @@ class TrainConfig(BaseModel):
     """Everything a run depends on. What is random is derived from `seed` and the number of the step.
 
     steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
+    engine: what samples: "hf", the learner's own model; "vllm" in this process; or "vllm:URL", a server or several.
+        engine_args: of vLLM's `EngineArgs`, or of `agents.vllm_http.Serving`. gap_limit: nats between what the engine
+        says of its tokens and what the learner says, beyond which the run ends; 0 is by precision. max_staleness: steps
+        that are played while the learner works on an earlier one, so that a token may be as many updates old.
+    scorer: who computes a teacher's log-probs: "learner", this process; "engine", for a teacher whose weights are the
+        learner's current ones; or "vllm:URL", servers with a teacher of their own and the same tokenizer.
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
     probe_every: steps between measurements that take a pass of their own, and perhaps a
         copy of the model (`algos/probe.py`); 0 is never.
@@ -65,6 +72,11 @@ class TrainConfig(BaseModel):
     prompts: int = Field(default=16, ge=1)
     group_size: int = Field(default=8, ge=1)
     concurrency: int = Field(default=32, ge=1)
+    engine: str = "hf"
+    engine_args: dict[str, Any] = {}
+    gap_limit: float = Field(default=0.0, ge=0)
+    max_staleness: int = Field(default=0, ge=0)
+    scorer: str = "learner"
     feedback: Literal["own", "shuffled", "none"] = "own"
     probe_every: int = Field(default=0, ge=0)
     signals_every: int = Field(default=10, ge=0)
@@ -89,6 +101,59 @@ class TrainConfig(BaseModel):
     def _has_another_group(self) -> TrainConfig:
         if self.feedback == "shuffled" and self.prompts < 2:
             raise ValueError("feedback=shuffled takes it from another task: expected prompts of at least 2, found 1")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can_play(self) -> TrainConfig:
+        if self.engine == "hf":
+            if self.engine_args:
+                raise ValueError("engine_args are for engine=vllm; the learner's own model takes none")
+            return self
+        check_engine(self.engine)
+        if not load_recipe(self.recipe).rollouts:
+            raise ValueError(f"engine={self.engine}: {self.recipe} learns from expert traces and samples nothing")
+        if self.sampling.cohorts > 1:
+            raise ValueError("sampling.cohorts are for engine=hf; vLLM batches whoever is ready")
+        return self
+
+    @model_validator(mode="after")
+    def _may_be_stale(self) -> TrainConfig:
+        if not self.max_staleness:
+            return self
+        if self.engine == "hf":
+            raise ValueError("max_staleness needs engine=vllm: weights that learn cannot sample at the same time")
+        if load_recipe(self.recipe).judge is not None or self.scorer == "engine":
+            raise ValueError(f"max_staleness: {self.recipe} asks the engine while it plays later steps; set it to 0")
+        if not hasattr(self.options, "correction"):
+            raise ValueError(f"max_staleness: {self.recipe} does not correct for older weights; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _scorer_can_give_it(self) -> TrainConfig:
+        if self.scorer == "learner":
+            return self
+        recipe, kind = load_recipe(self.recipe), getattr(self.options, "teacher", TeacherOptions()).kind
+        wants = {
+            "no teacher at all": not recipe.channels,
+            "the teacher's log-probs of the student's support": recipe.support == "student",
+            "the whole vocabulary": recipe.support == "full",
+            "the teacher's entropy": recipe.teacher_entropy,
+        }
+        if found := [want for want, is_so in wants.items() if is_so]:
+            able = [name for name in recipes() if _scored_by_vllm(load_recipe(name))]
+            raise ValueError(
+                f"scorer={self.scorer}: recipe {self.recipe} needs {' and '.join(found)}, which vLLM cannot give; "
+                f"{nearest(self.recipe, able)}, or scorer=learner"
+            )
+        if self.sampling.temperature != 1:
+            raise ValueError(f"scorer={self.scorer}: vLLM scores at temperature 1, found {self.sampling.temperature}")
+        if self.scorer == "engine":
+            if self.engine == "hf" or kind != "current":
+                raise ValueError("scorer=engine needs engine=vllm and teacher.kind=current, whose weights it has")
+            return self
+        check_engine(self.scorer)
+        if ":" not in self.scorer or kind != "fixed":
+            raise ValueError("scorer: expected learner, engine, or vllm:URL with teacher.kind=fixed")
         return self
 
     @model_validator(mode="before")
@@ -182,6 +247,10 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
     return {**common, **size, "learner": muon, "traces": traces}
 
 
+def _scored_by_vllm(recipe: Recipe) -> bool:
+    return bool(recipe.channels) and recipe.support == "sampled" and not recipe.teacher_entropy
+
+
 def _is_small(model: str) -> bool:
     adapter, described = Path(model) / "adapter_config.json", Path(model) / "config.json"
     if adapter.is_file():
@@ -219,7 +288,7 @@ def _keys(model: type[BaseModel], options: type[Options], prefix: str = "") -> I
 
 
 def _full_key(key: str, keys: list[str]) -> str:
-    if key in keys or key.partition(".")[0] == "env_args":
+    if key in keys or key.partition(".")[0] in ("env_args", "engine_args"):
         return key
     found = [full for full in keys if full.endswith("." + key)]
     if len(found) == 1:

@@ -183,6 +183,7 @@ def of_teacher(batch: TokenBatch, views: Sequence[TeacherView]) -> dict[str, Any
     found: dict[str, Any] = {
         "teacher_coverage": covered / tokens,
         "context_tokens_cut": sum(view.cut for view in views),
+        "teacher_scores_missing": sum(len(view.covers) for view in views) - int(batch.teacher_mask.sum()),
     }
     if not batch.teacher_mask.shape[0] or not (taught := batch.teacher_mask[0] & batch.mask).any():
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retort.agents.chat import Chat
+from retort.agents.engines import check_installed
 from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.mirror import INSTALL
@@ -30,6 +31,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     make(config.env, split="train", **config.env_args).close()
     if config.wandb:
         needed("wandb", INSTALL)
+    check_installed(config.engine)
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
         look_up(config.model)

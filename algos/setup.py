@@ -9,7 +9,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from retort.agents import store
-from retort.agents.base import Policy, Sampling, Trajectory
+from retort.agents.base import Engine, EngineError, Policy, Sampling, Trajectory
 from retort.agents.chat import Chat
+from retort.agents.engines import Apart, make_engine
 from retort.agents.episode import Budget, EpisodeRequest
 from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
 from retort.agents.tiny import build
+from retort.algos.ahead import played_ahead, shared_loop
 from retort.algos.base import Memory, Recipe, TeacherOptions
 from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
@@ -45,7 +47,7 @@ Watch = Callable[[str, int, dict[str, Any]], None]
 class Parts:
     """What the loop works with."""
 
-    policy: HFPolicy
+    policy: Engine
     chat: Chat
     learner: Learner
     teacher: Teacher | None
@@ -53,6 +55,7 @@ class Parts:
     memory: Memory | None
     episodes: Episodes
     probe: Probe
+    scorer: Apart | None = None
 
 
 @contextmanager
@@ -80,18 +83,51 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     probe = Probe(learner, teacher, reference, config.probe_every if recipe.rollouts else 0)
     memory = recipe.memory(config.options) if recipe.memory else None
     cohorts = config.sampling.cohorts
-    policy = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
+    own = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
     if not recipe.rollouts:
         rows = examples(played, chat, config.traces, reprompt, config.seed)
         count = config.prompts * config.group_size
         traces = expert_traces(rows, count=count, seed=config.seed)
-        yield Parts(policy, chat, learner, teacher, reference, memory, traces, probe)
+        yield Parts(own, chat, learner, teacher, reference, memory, traces, probe)
         return
-    with training_runner(config, policy, chat) as (runner, tasks), _frozen():
+    with (
+        nullcontext(own) if config.engine == "hf" else engine_apart(run, chat, learner) as policy,
+        training_runners(config, policy, chat) as (runners, tasks),
+        _frozen(),
+    ):
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
         again = getattr(config.options, "resample", 0)
-        rollouts = own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again)
-        yield Parts(policy, chat, learner, teacher, reference, memory, rollouts, probe)
+        ways = [own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again) for runner in runners]
+        with played_ahead(ways, steps=config.steps) as episodes:
+            scorer = _scorer(config, policy, chat)
+            yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
+
+
+@contextmanager
+def engine_apart(run: Run, chat: Chat, learner: Learner) -> Iterator[Apart]:
+    """An engine with weights of its own, which are those that training begins with.
+
+    Raises:
+        EngineError: it reads fewer tokens than a conversation may have, or a server is not what it must be.
+    """
+    config, dtype, shared = run.config, run.config.learner.dtype, str(run.folder / "engine")
+    made = make_engine(config.engine, config.model, chat, dtype=dtype, shared=shared, arguments=config.engine_args)
+    with closing(made) as engine:
+        if engine.context < config.sampling.context_tokens:
+            asked = config.sampling.context_tokens
+            raise EngineError(f"sampling.context_tokens: the engine reads {engine.context} tokens, found {asked}")
+        engine.check(learner.model, dtype)
+        yield engine
+
+
+def _scorer(config: TrainConfig, policy: Any, chat: Chat) -> Apart | None:
+    """Who scores a teacher's views, where it is not this process."""
+    if config.scorer == "learner":
+        return None
+    if config.scorer == "engine":
+        scorer: Apart = policy
+        return scorer
+    return make_engine(config.scorer, None, chat, arguments={})
 
 
 @contextmanager
@@ -103,6 +139,18 @@ def _frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def training_runners(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator[tuple[list[Runner], list[TaskRef]]]:
+    """A runner for each step that may be under way, and the training tasks."""
+    with ExitStack() as stack:
+        count = config.max_staleness + 1
+        made = [stack.enter_context(training_runner(config, policy, chat)) for _ in range(count)]
+        loop = stack.enter_context(shared_loop()) if count > 1 else None
+        for runner, _ in made:
+            runner.loop = loop
+        yield [runner for runner, _ in made], made[0][1]
 
 
 @contextmanager
@@ -203,5 +251,4 @@ def restore(run: Run, parts: Parts) -> int:
             frozen.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
     if parts.memory is not None:
         parts.memory.load_state_dict(json.loads((folder / "memory.json").read_text()))
-    parts.policy.version = step
     return step

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from retort.agents.base import Trajectory
 from retort.agents.chat import Chat
+from retort.agents.engines import Apart
+from retort.agents.rollout import run_loop
 from retort.agents.scoring import Scored
 from retort.algos.base import Memory, Recipe, TokenBatch
 from retort.algos.batch import Rows
@@ -47,11 +49,17 @@ def teacher_views(
 
 
 def teacher_scores(
-    recipe: Recipe, config: TrainConfig, teacher: Teacher | None, views: Sequence[TeacherView], batch: TokenBatch
+    recipe: Recipe,
+    config: TrainConfig,
+    teacher: Teacher | Apart | None,
+    views: Sequence[TeacherView],
+    batch: TokenBatch,
 ) -> list[Scored]:
     """The teacher's scores of the student's tokens, at the student's support and the student's temperature."""
     if teacher is None or not views:
         return []
+    if not isinstance(teacher, Teacher):
+        return _scores_from_afar(teacher, views)
     support = batch.support_ids
     return teacher.score(
         views,
@@ -60,3 +68,10 @@ def teacher_scores(
         temperature=[float(batch.temperature[view.row]) for view in views],
         max_tokens=config.learner.micro_tokens,
     )
+
+
+def _scores_from_afar(engine: Apart, views: Sequence[TeacherView]) -> list[Scored]:
+    """An engine's scores of the tokens that each view covers; NaN, which has no teacher, where it gave none."""
+    sequences, positions = [view.token_ids.tolist() for view in views], [view.at.tolist() for view in views]
+    told = run_loop(lambda: engine.score(sequences, positions))
+    return [Scored(torch.from_numpy(item.logp)) for item in told]

@@ -24,6 +24,7 @@ from retort.algos.batch import Rows, collate, flatten, with_proximal, with_refer
 from retort.algos.config import TrainConfig, load_recipe
 from retort.algos.diagnostics import grouped, left_out, of_student, of_teacher, outcome
 from retort.algos.episodes import seed_of
+from retort.algos.in_step import check_in_step
 from retort.algos.mirror import mirrored
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
@@ -69,6 +70,7 @@ def train(run: Run, watch: Watch = silent) -> Path:
     config, recipe = run.config, load_recipe(run.config.recipe)
     with mirrored(run) as send, assemble(run, recipe, watch) as parts:
         start = restore(run, parts)
+        parts.policy.update(parts.learner.model, start)
         run.rewind(start)
         lines = run.metrics()
         watch("step", start, {"total": config.steps})
@@ -121,7 +123,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
             with parts.learner.arithmetic():
-                scores = teacher_scores(recipe, config, parts.teacher, views, batch)
+                scores = teacher_scores(recipe, config, parts.scorer or parts.teacher, views, batch)
             batch = with_teacher(batch, views, scores, recipe.channels)
         with clock.stage("probe"):
             metrics |= parts.probe(batch, rows, views)
@@ -145,7 +147,8 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         parts.teacher.follow()
     if parts.memory is not None:
         parts.memory.learn(trajectories)
-    parts.policy.version = step + 1
+    with clock.stage("sync"):
+        parts.policy.update(parts.learner.model, step + 1)
     return {
         "step": step + 1,
         **metrics,
@@ -165,6 +168,7 @@ def _with_student(recipe: Recipe, config: TrainConfig, parts: Parts, batch: Toke
         asked: dict[str, Any] = {"k": k, "entropy": recipe.student_entropy}
         scored = parts.learner.score(rows.sequences, rows.positions, temperature=heat, **asked)
         batch = with_proximal(batch, rows, scored)
+        check_in_step(batch, rows, config)
     if parts.reference is not None:
         limit = config.learner.micro_tokens
         with parts.learner.arithmetic():
@@ -177,9 +181,11 @@ def own_words(recipe: Recipe, config: TrainConfig) -> bool:
     """Whether the log-probs that the policy sampled with are the learner's own, and no others are asked for.
 
     The policy samples with the learner's weights. In float32 that is one number up to rounding, which the update
-    measures; in bfloat16 the ways to compute it differ by too much, and the learner scores what was sampled.
+    measures; in bfloat16 the ways to compute it differ by too much, and the learner scores what was sampled. So it does
+    where another engine samples.
     """
-    return recipe.support == "sampled" and not recipe.student_entropy and config.learner.dtype == "float32"
+    exact = config.engine == "hf" and config.learner.dtype == "float32"
+    return exact and recipe.support == "sampled" and not recipe.student_entropy
 
 
 def _kept(recipe: Recipe, trajectories: Sequence[Trajectory]) -> list[Trajectory]:

