@@ -263,11 +263,14 @@ def load_model(folder_or_name: str | Path, *, device: str = "cpu", dtype: str = 
         warnings.warn(f"{dtype} on this CPU is 20 to 90 times slower than float32: it has no unit for it", stacklevel=2)
     model: Any
     if (Path(folder_or_name) / "adapter_config.json").is_file():
-        # An adapter becomes part of the weights, so that the model can be trained and served like any other.
-        from peft import AutoPeftModelForCausalLM
+        # An adapter becomes part of the weights, so that the model can be trained and served like any other. What it
+        # adapts may be an adapter's model itself, and another one on top must name it as its base.
+        from peft import PeftConfig, PeftModel
 
-        adapted: Any = AutoPeftModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
+        below = PeftConfig.from_pretrained(str(folder_or_name)).base_model_name_or_path
+        adapted: Any = PeftModel.from_pretrained(load_model(below, dtype=dtype), str(folder_or_name))
         model = adapted.merge_and_unload().requires_grad_(True)
+        model.name_or_path = str(folder_or_name)
     else:
         model = AutoModelForCausalLM.from_pretrained(str(folder_or_name), dtype=kinds[dtype])
     return model.to(device).eval()

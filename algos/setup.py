@@ -218,7 +218,9 @@ def play_traces(config: TrainConfig, watch: Watch) -> list[Trajectory]:
 
 def save(folder: Path, parts: Parts) -> None:
     """Fills a checkpoint: an ordinary Hugging Face folder, and beside it what the next step needs."""
-    parts.learner.model.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size
+    # One file, whatever the size; an adapter does not look whether its base has other embeddings, which it never has.
+    adapter = {"save_embedding_layers": False} if parts.learner.options.lora_rank else {}
+    parts.learner.model.save_pretrained(folder, max_shard_size="1TB", **adapter)
     parts.chat.save(folder)
     torch.save(parts.learner.state_dict(), folder / "learner.pt")
     for name, frozen in (("teacher", parts.teacher), ("reference", parts.reference)):

@@ -22,6 +22,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from retort.agents import store
 from retort.agents.base import Origin
+from retort.agents.hf import load_model
 from retort.algos.config import ConfigError, TrainConfig, load_recipe, preset, recipes, resolve
 from retort.algos.launch import cold_config, launch, resume_run
 from retort.algos.runs import CheckpointError, Run, check
@@ -271,6 +272,15 @@ def test_an_adapter_goes_on_and_is_trained_further(cold: Path, tmp_path: Path) -
     further = Run.create(tmp_path / "further", configured("grpo", run.checkpoints()[-1], "steps=1"))
     train(further)
     assert weights(further) != (cold / "model.safetensors").read_bytes()
+    above = Run.create(
+        tmp_path / "above", configured("grpo", run.checkpoints()[-1], "steps=1", "lora_rank=2", "lr=1e-12")
+    )
+    train(above)
+    first, second, bare = (
+        load_model(folder).state_dict() for folder in (run.checkpoints()[-1], above.checkpoints()[-1], cold)
+    )
+    assert all(torch.allclose(second[name], first[name], atol=1e-6) for name in first)
+    assert not all(torch.allclose(second[name], bare[name], atol=1e-6) for name in first)
 
 
 def test_half_precision_samples_as_it_scores(cold: Path, tmp_path: Path) -> None:
