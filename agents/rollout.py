@@ -19,7 +19,7 @@ from retort.envs.base import Failure, TaskRef, TextEnv, UsageError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+")
+NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 
 
 @dataclass(eq=False)

@@ -48,10 +48,10 @@ def mirrored(run: Run) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         raise ConfigError(f"wandb={run.config.wandb}: {error} Or keep it here: WANDB_MODE=offline") from error
 
     def send(line: Mapping[str, Any]) -> None:
-        # Steps that are done again after a kill are there already, and the same.
+        # Of a step that is done again after a kill it keeps the first line.
         started.log(flat(line), step=line["step"])
         if line.get("warnings"):
-            started.summary["warnings"] = [*started.summary.get("warnings", ()), *line["warnings"]]
+            started.summary["warnings"] = run.warnings()
 
     code = 1
     try:

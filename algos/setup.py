@@ -80,7 +80,8 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
     teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
     needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
-    probe = Probe(learner, teacher, reference, config.probe_every if recipe.rollouts else 0)
+    here = teacher if config.scorer == "learner" else None
+    probe = Probe(learner, here, reference, config.probe_every if recipe.rollouts else 0)
     memory = recipe.memory(config.options) if recipe.memory else None
     cohorts = config.sampling.cohorts
     own = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)

@@ -61,10 +61,12 @@ def _leaves(student: Student) -> Student:
 def _logit_gradient(total: Tensor, batch: TokenBatch, student: Student) -> Tensor:
     """[B,T] the gradient for the sampled token's logit, through all log-probs that the loss looked at.
 
-    d logp_j / d z_v is 1[j = v] - p_v, and d rest / d z_v is p_v / rest - p_v where v is of the rest, else -p_v.
+    With p the softmax of z / temperature, each of these is divided by the temperature: d logp_j / d z_v is
+    1[j = v] - p_v, d rest / d z_v is p_v / rest - p_v where v is of the rest, else -p_v, and d H / d z_v is
+    -p_v (logp_v + H).
     """
-    logp, support, rest = student.logp, student.support_logp, student.rest_logp
-    leaves = [leaf for leaf in (logp, support, rest) if leaf is not None]
+    logp, support, rest, entropy = student.logp, student.support_logp, student.rest_logp, student.entropy
+    leaves = [leaf for leaf in (logp, support, rest, entropy) if leaf is not None]
     grads = iter(torch.autograd.grad(total, leaves, allow_unused=True))
     p = logp.detach().exp()
 
@@ -80,7 +82,9 @@ def _logit_gradient(total: Tensor, batch: TokenBatch, student: Student) -> Tenso
     if (left := gradient(rest)) is not None and at is not None and rest is not None:
         inside = torch.where(at.any(-1), 0.0, (logp - rest).detach().exp())
         found = found + left * (inside - p)
-    return found.detach()
+    if (bonus := gradient(entropy)) is not None and entropy is not None:
+        found = found - bonus * p * (logp + entropy)
+    return (found / batch.temperature.unsqueeze(-1)).detach()
 
 
 def table(

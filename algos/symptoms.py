@@ -234,5 +234,5 @@ def _causes(lines: Sequence[Line]) -> str:
             told.append(words.format(sum(values) / len(values)))
     return (
         f"In these steps {', '.join(told) or 'nothing was counted that explains it'}. Look at what the teacher reads "
-        "(retort preview) and at the rewards; dead_after=0 lets such a run go on"
+        "(retort preview) and at the rewards; dead_after = 0 in its config.toml lets it go on with --resume"
     )

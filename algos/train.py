@@ -3,7 +3,8 @@
     episodes -> guard -> rows -> batch -> student scores -> teacher views -> teacher scores -> credit -> loss -> update
 
 A step is a function of the run's configuration, its number and the state in the last checkpoint, so that a run that was
-killed goes on from there and ends with the same weights.
+killed goes on from there and ends with the same weights. (Not where vLLM samples: its answers depend on what else it is
+asked and, with `max_staleness`, on when new weights arrive.)
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
     if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
         with clock.stage("signals"):
-            whose = parts.teacher.provenance if parts.teacher is not None else ""
+            whose = parts.teacher.provenance if parts.teacher is not None and parts.scorer is None else ""
+            whose = f"scored by {config.scorer}" if parts.scorer is not None and recipe.channels else whose
             told = signals.table(
                 trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
             )

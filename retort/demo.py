@@ -87,10 +87,12 @@ class Spent:
         """Adds what the block takes to a part, and writes it down. anew: what was spent on it before is forgotten."""
         kinds = ((self.seconds, time.perf_counter), (self.cpu_seconds, _processors))
         starts = [clock() - (0.0 if anew else held[part]) for held, clock in kinds]
-        yield
-        for (held, clock), start in zip(kinds, starts, strict=True):
-            held[part] = clock() - start
-        write_json(self.folder / "seconds.json", {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
+        try:
+            yield
+        finally:
+            for (held, clock), start in zip(kinds, starts, strict=True):
+                held[part] = clock() - start
+            write_json(self.folder / "seconds.json", {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
 
 
 def _processors() -> float:

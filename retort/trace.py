@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,6 +16,9 @@ from retort.agents import store
 from retort.algos.runs import Run
 from retort.algos.signals import KEY, VERSION
 from retort.envs.base import UsageError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = dict[str, Any]
 LEGEND = (
@@ -62,6 +65,7 @@ def load(folder: Path, step: int, episode: str | None = None) -> Trace:
         UsageError: no run, no such step or episode; the nearest is named.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     run = Run.open(folder)
@@ -75,11 +79,9 @@ def load(folder: Path, step: int, episode: str | None = None) -> Trace:
     held = table.schema.metadata or {}
     if held.get(KEY) != VERSION:
         raise UsageError(f"{path}: expected the signals of a step, of version {VERSION.decode()}, found something else")
-    rows: list[Row] = table.to_pylist()
-    episodes: dict[str, list[Row]] = {}
-    for row in rows:
-        episodes.setdefault(row["episode"], []).append(row)
-    return Trace(run, step, json.loads(held[b"retort.about"]), episodes[_chosen(episodes, episode)])
+    chosen = _chosen(table, episode)
+    rows = table.filter(pc.field("episode") == chosen).to_pylist()
+    return Trace(run, step, json.loads(held[b"retort.about"]), rows)
 
 
 def _missing(run: Run, step: int) -> str:
@@ -97,15 +99,17 @@ def _missing(run: Run, step: int) -> str:
     )
 
 
-def _chosen(episodes: dict[str, list[Row]], asked: str | None) -> str:
-    names = list(episodes)
+def _chosen(table: pa.Table, asked: str | None) -> str:
+    """The episode of that name or place; without one the first that a teacher spoke of, or that moved anything."""
+    held = table.select([name for name in ("episode", "mask", "gap") if name in table.column_names]).to_pylist()
+    names = list(dict.fromkeys(row["episode"] for row in held))
     if asked is None:
-        moved = [name for name in names if any(row["mask"] for row in episodes[name])]
-        taught = [name for name in moved if any(row.get("gap") is not None for row in episodes[name])]
-        return [*taught, *moved, *names][0]
+        moved = [row["episode"] for row in held if row["mask"]]
+        taught = [row["episode"] for row in held if row["mask"] and row.get("gap") is not None]
+        return str([*taught, *moved, *names][0])
     if asked.isdigit() and int(asked) < len(names):
-        return names[int(asked)]
-    if asked not in episodes:
+        return str(names[int(asked)])
+    if asked not in names:
         raise UsageError(f"unknown episode {asked!r} (or its place, 0 to {len(names) - 1}); {nearest(asked, names)}")
     return asked
 
@@ -135,13 +139,13 @@ def _head(trace: Trace) -> Iterator[RenderableType]:
 
 def _conversation(trace: Trace) -> Iterator[RenderableType]:
     """Each turn: what was observed, where the run kept its rollouts, and what was written, coloured by push."""
-    seen = _observations(trace)
+    seen, most = _observations(trace), _most(trace.rows, "push")
     for turn in sorted({row["turn"] for row in trace.rows}):
         rows = [row for row in trace.rows if row["turn"] == turn]
         yield Text(f"Turn {turn}", style="bold")
         if turn < len(seen):
             yield Text(seen[turn], style="italic")
-        yield Text.assemble("> ", *((row["text"], _style(row["push"], _most(trace.rows, "push"))) for row in rows))
+        yield Text.assemble("> ", *((row["text"], _style(row["push"], most)) for row in rows))
 
 
 def _observations(trace: Trace) -> list[str]:
@@ -163,12 +167,12 @@ def _tokens(trace: Trace) -> Table:
     for name in told:
         table.add_column(name.replace("teacher_logp", "teacher").replace("_", " "), justify="right")
     table.add_column("branch")
-    most = {name: _most(trace.rows, name) for name in told}
+    most, strongest = {name: _most(trace.rows, name) for name in told}, _most(trace.rows, "push")
     for row in trace.rows:
         cells = [_cell(row.get(name), most[name], signed=name.startswith(SIGNED)) for name in told]
         branch = Text(row["branch"] or "none", style="" if row["mask"] else "dim")
         held = " (clipped)" if row["clipped"] else "" if row["mask"] else " (no gradient)"
-        token = Text(_visible(row["text"]), style=_style(row["push"], _most(trace.rows, "push")))
+        token = Text(_visible(row["text"]), style=_style(row["push"], strongest))
         table.add_row(str(row["turn"]), token, *cells, branch.append(held))
     return table
 

@@ -352,9 +352,11 @@ def configuration(
 
 
 def encode(value: Any) -> bytes:
-    """Plain objects, as any Python inside reads them. Raises TypeError for others, of which marshal takes some."""
-    json.dumps(value)
-    return marshal.dumps(value, 2)
+    """Plain objects, as any Python inside reads them. Raises TypeError for others.
+
+    By way of JSON, which makes plain text and numbers of those that derive from them; marshal does not.
+    """
+    return marshal.dumps(json.loads(json.dumps(value)), 2)
 
 
 def demand(limits: Limits, name: str, why: str) -> str:

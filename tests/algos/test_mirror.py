@@ -105,9 +105,13 @@ def test_warnings_stand_in_the_summary_and_a_broken_run_is_marked(tmp_path: Path
 
     def broken() -> None:
         with mirrored(run) as send:
-            send({"step": 1, "warnings": ["first: so"], "seconds": {"update": 0.5}})
-            send({"step": 2, "warnings": []})
-            send({"step": 3, "warnings": ["second: so", "third: so"]})
+            for line in (
+                {"step": 1, "warnings": ["first: so"], "seconds": {"update": 0.5}},
+                {"step": 2, "warnings": []},
+                {"step": 3, "warnings": ["second: so", "third: so"]},
+            ):
+                run.log(line)
+                send(line)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -136,7 +140,7 @@ def test_without_a_project_nothing_is_sent(tmp_path: Path) -> None:
 
 def test_a_missing_package_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingPackage, match=r"'wandb' is not installed: pip install 'wandb>=0.19'"):
+    with pytest.raises(MissingPackage, match=r"'wandb' is not installed: .* -m pip install 'wandb>=0.19'"):
         launch(configured(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

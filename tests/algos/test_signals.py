@@ -14,7 +14,7 @@ import pytest
 import torch
 from retort.agents.scripted import byte_chat
 from retort.algos import signals
-from retort.algos.base import Student, TokenBatch
+from retort.algos.base import Student, Term, TokenBatch
 from retort.algos.config import load_recipe, resolve
 from retort.algos.signals import table, terms_and_push
 from retort.feedback.base import TeacherView
@@ -42,7 +42,8 @@ def random_batch(seed: int, channels: int) -> tuple[TokenBatch, torch.Tensor]:
     ids = logits.topk(K).indices
     mask = torch.rand(ROWS, LENGTH) < 0.8
     mask[:, 0], mask[:, 1] = False, True
-    own = said(logits, tokens, ids)
+    heat = torch.linspace(0.5, 1.5, ROWS)
+    own = said(logits / heat[:, None, None], tokens, ids)
     told = [said(one, tokens, ids) for one in teacher]
     success = torch.tensor([True, False, False, True, True, False])
     spoke = mask & (torch.rand(channels, ROWS, LENGTH) < 0.9)
@@ -61,7 +62,7 @@ def random_batch(seed: int, channels: int) -> tuple[TokenBatch, torch.Tensor]:
         group=torch.arange(ROWS) // 3,
         reward=success + 0.1 * torch.arange(ROWS),
         success=success,
-        temperature=torch.ones(ROWS),
+        temperature=heat,
         teacher_mask=spoke,
         teacher_logp=torch.zeros(0, ROWS, LENGTH) if not told else of("logp"),
         teacher_entropy=of("entropy"),
@@ -86,9 +87,16 @@ def test_push_is_the_gradient_for_the_sampled_logit(name: str, chunk: int, monke
     for seed in range(3):
         batch, logits = random_batch(seed, recipe.channels)
         credit = recipe.credit(batch, options)
-        _, push = terms_and_push(batch, credit, recipe.loss, options)
+
+        def loss(*told: Any) -> tuple[Term, ...]:
+            """The recipe's, and a bonus for entropy, which somebody's own may have."""
+            first, *others = recipe.loss(*told)
+            return replace(first, value=first.value - 0.1 * told[2].entropy), *others
+
+        _, push = terms_and_push(batch, credit, loss, options)
         leaf = logits.clone().requires_grad_()
-        found = recipe.loss(batch, credit, said(leaf, batch.tokens, batch.support_ids), options)
+        student = said(leaf / batch.temperature[:, None, None], batch.tokens, batch.support_ids)
+        found = loss(batch, credit, student, options)
         sum(term.weight * term.aggregate(term.value, term.mask) for term in found).backward()
         expected = -leaf.grad.gather(-1, batch.tokens.unsqueeze(-1)).squeeze(-1) * batch.mask.sum()
         torch.testing.assert_close(push[batch.mask], expected[batch.mask], atol=1e-5, rtol=1e-4)

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
 import pytest
 from retort.sandboxes.base import (
     ExecTimeout,
@@ -341,3 +343,14 @@ def test_nothing_is_written_through_a_link_that_was_downloaded(sandbox: Guest, t
         sandbox.download("d", tmp_path / "out")
     sandbox.download("e", tmp_path / "out")
     assert list(outside.iterdir()) == []
+
+
+class Name(StrEnum):
+    FILE = "an enum"
+
+
+def test_names_that_derive_from_text(sandbox: Guest) -> None:
+    for name in (Name.FILE, np.str_("numpy's"), "plain"):
+        sandbox.write_file(name, b"x")
+        assert sandbox.exec(["cat", name]).stdout == b"x"
+    assert sandbox.list_dir() == ["an enum", "numpy's", "plain"]
