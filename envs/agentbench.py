@@ -24,13 +24,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from retort.envs.base import MissingPackage, Split, UsageError
+from retort.envs.base import MissingPackage, Split, UsageError, own_pip
 from retort.envs.harbor import HarborEnv
 from retort.envs.harbor_format import Files, HarborTask, script
 from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import FileState
 
-INSTALL = "pip install --no-deps inspect-evals==0.26.0"
+INSTALL = "install --no-deps inspect-evals==0.26.0"
 HOME = "/home/agent"
 ANSWER = "/tmp/answer.txt"
 DATA = {"agent_bench_os.json": "dev", "agent_bench_os_test.json": "test"}
@@ -137,7 +137,7 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
     try:
         data = Path(str(distribution("inspect-evals").locate_file("inspect_evals/agent_bench/data")))
     except PackageNotFoundError as error:
-        raise MissingPackage(f"the package of 'inspect_evals' is not installed: {INSTALL}") from error
+        raise MissingPackage(f"the package of 'inspect_evals' is not installed: {own_pip(INSTALL)}") from error
     if scripts is not None and not list(scripts.glob("*/init")):
         raise UsageError(f"scripts: expected data/os_interaction/scripts of a clone of AgentBench, found {scripts}")
     found: dict[str, HarborTask] = {}

@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 console = Console()
 say = partial(console.print, markup=False, soft_wrap=True)  # a sentence, as it is
+note = partial(typer.echo, err=True)
 
 
 def at_least(least: int) -> Callable[[float | None], float | None]:
@@ -79,13 +80,19 @@ def envs(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(list(catalogue()), indent=2))
         return
-    table = Table("environment", "tasks by split", "missing")
+    table, hints = Table("environment", "tasks by split", "missing"), list[str]()
     with Console(stderr=True).status("making each") as status:
         for entry in catalogue():
             counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
-            table.add_row(entry["id"], counts, entry.get("missing", ""))
+            missing = entry.get("missing", "")
+            if "install" in missing:  # a table would break the command
+                hints.append(f"{entry['id']}: {missing}")
+                missing = "a package: see below"
+            table.add_row(entry["id"], counts, missing)
             status.update(f"{entry['id']} is looked at")
     console.print(table)
+    for hint in hints:
+        say(hint)
 
 
 @app.command("check-env")
@@ -131,7 +138,7 @@ def train(
     if resume is not None:
         if any(given is not None for given in (recipe, env, model, seed, out, engine)) or settings:
             raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
-        with _one_line(), Bars() as bars:
+        with _ends_well(resume), Bars() as bars:
             run = resume_run(resume, bars)
     elif recipe is None:
         raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
@@ -143,7 +150,12 @@ def train(
         base |= {"env": env or "retort/Shell-v0", "seed": seed or 0, "engine": engine or "hf"}
         config = resolve(base, settings or ())
         folder = out or Path("runs") / f"{recipe}-{config.env.rpartition('/')[2]}-seed{config.seed}"
-        with _one_line(), Bars() as bars:
+        if config.model == "tiny" and recipe != "sft":
+            note(
+                "The tiny model is untrained: it imitates scripted traces first, in some minutes, unless that is done. "
+                "--model CHECKPOINT begins with another one."
+            )
+        with _ends_well(folder), Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
     say(f"checkpoint: {run.checkpoints()[-1]}")
@@ -154,14 +166,20 @@ def train(
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
-    """A run that ends itself says why in one line."""
+def _ends_well(folder: Path) -> Iterator[None]:
+    """A run that ends itself says why in one line; one that is interrupted says how to go on."""
     from retort.algos.symptoms import DeadTermError
 
     try:
         yield
+    except KeyboardInterrupt:
+        if (folder / "config.toml").exists():
+            note(f"Interrupted. What was trained up to the last checkpoint is kept: retort train --resume {folder}")
+        else:
+            note("Interrupted before the run itself began; the same command goes on with what came before it.")
+        raise
     except DeadTermError as error:
-        typer.echo(f"retort: {error}", err=True)
+        note(f"retort: {error}")
         raise typer.Exit(1) from error
 
 
@@ -263,7 +281,7 @@ def _play(session: Session, as_json: bool) -> None:
             report = session.play(bars)
     except BaseException:
         if (folder / "episodes").exists():
-            typer.echo(f"What was played is kept; go on with: retort eval --resume {folder}", err=True)
+            note(f"What was played is kept; go on with: retort eval --resume {folder}")
         raise
     if as_json:
         typer.echo(json.dumps({**report.to_json(), "folder": str(folder)}))

@@ -40,6 +40,7 @@ def run_demo(seed: int, out: Path, settings: Sequence[str], console: Console) ->
         ConfigError: `out` holds a demonstration with other settings.
     """
     say = partial(console.print, markup=False, soft_wrap=True)
+    say("Four to six minutes on two idle cores: cold start (traces, then steps), evaluation, training, evaluation.")
     say(f"Cold start: a tiny language model imitates an apprentice at {ENV}, mistakes and all.")
     spent = Spent.so_far(out)
     first = resolve({**preset("srpo", "tiny"), "env": ENV, "seed": seed}, settings)

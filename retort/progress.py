@@ -186,20 +186,22 @@ def report_table(report: Report, title: str) -> Table:
 def comparison_table(found: Comparison) -> Table:
     """Both successes by family, their difference, and its chance."""
     table = titled(f"{found.second} against {found.first}")
-    for column in ("family", "tasks", "first", "second", "difference", "p", "better", "worse", "same"):
-        table.add_column(column, justify="left" if column == "family" else "right")
+    table.add_column("family", overflow="fold")
+    for column in ("tasks", "first", "second", "difference", "p", "+/-/="):
+        table.add_column(column, justify="right", no_wrap=True)
     totals = [total for total in (found.overall, found.held_out) if total is not None]
     for rows in (found.families, totals):
         for row in rows:
             difference = f"{row.difference:+.3f} ± {row.stderr:.3f}"
-            counts = (str(row.wins), str(row.losses), str(row.ties))
+            counts = f"{row.wins}/{row.losses}/{row.ties}"
             table.add_row(
-                row.name, str(row.n), f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.3g}", *counts
+                row.name, str(row.n), f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.2g}", counts
             )
         table.add_section()
     differing = "; ".join(f"{name}: {old} and {new}" for name, (old, new) in found.settings.items())
     table.caption = (
-        f"Paired by task. Left out: {found.only_first} tasks of the first alone, {found.only_second} of the second. "
+        "Paired by task: better, worse and the same are +, - and =. "
+        f"Left out: {found.only_first} tasks of the first alone, {found.only_second} of the second. "
         f"Settings that differ: {differing or 'none'}."
     )
     return table

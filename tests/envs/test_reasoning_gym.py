@@ -79,7 +79,7 @@ def test_gold_scores_one_and_nothing_is_drawn_elsewhere(generator: str) -> None:
     for question in questions(generator, "{}", "train", 2):
         _, reward, _, _, info = answered(env, question.ref.key, "")
         assert (reward, info["invalid"]) == ((0.0, True) if question.answer else (1.0, False))
-        assert answered(env, question.ref.key, "done")[1] <= 0.15  # some give a little for a letter or a length
+        assert answered(env, question.ref.key, "done")[1] < 0.3  # some give a little for a letter or a length
     env.close()
     again.close()
     assert generators() == before

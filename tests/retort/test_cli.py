@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -452,3 +454,23 @@ def test_what_trace_and_preview_refuse(trained: Path, here: Here) -> None:
     refused(here("preview", "sdop"), "unknown recipe 'sdop'", "did you mean 'sdpo'")
     refused(here("preview", "srpo", "--set", "feedbak=none"), "did you mean 'feedback'")
     refused(here("preview", "srpo", "--model", "golf"), "did you mean 'gold'")
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    long = settings(*TINY, "steps=100000")
+    command = [sys.executable, "-m", "retort", "train", "sft", "--out", str(tmp_path / "run"), *long]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restored) as running:
+        while not list(tmp_path.glob("run/checkpoints/step-*")):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert (
+        f"Interrupted. What was trained up to the last checkpoint is kept: retort train --resume {tmp_path}/run" in said
+    )
+
+
+def restored() -> None:
+    """A shell's background job ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
