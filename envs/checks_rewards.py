@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from retort.envs.probe import FORGERIES, Fault, Step, Subject, shown
+from retort.envs.probe import FORGERIES, Fault, Step, Subject, cut, shown
 
 NEAR_ZERO = 0.1  # mean reward that doing nothing, noise, or a forger may earn
 
@@ -43,7 +43,8 @@ def near_misses_fail(subject: Subject) -> Iterator[Fault]:
 def _plan(steps: Sequence[Step]) -> str:
     """The actions, each run of the same one said once."""
     runs = [(action, len(list(run))) for action, run in groupby(step.action for step in steps)]
-    return ", ".join(shown(action, 200) + (f" ({times} times)" if times > 1 else "") for action, times in runs)
+    said = [shown(action, 200) + (f" ({times} times)" if times > 1 else "") for action, times in runs]
+    return cut(", ".join(said), 400)
 
 
 def forgeries_earn_nothing(subject: Subject) -> Iterator[Fault]:

@@ -31,7 +31,8 @@ def the_answer_is_not_in_the_prompt(subject: Subject) -> Iterator[Fault]:
         for text in whole[:1] or announced[:1]:
             yield Fault(
                 f"{episode}: the first observation holds the answer {shown(text)}",
-                "take it out of the prompt; where copying is the task, send no ANSWER and SOLUTION: they are no secret",
+                "take it out of the prompt; where copying is the task, announce it by no word such as hint, and "
+                "send no ANSWER and SOLUTION: they are no secret",
             )
 
 

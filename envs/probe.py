@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -48,7 +49,10 @@ class Fault:
 
 def shown(value: Any, limit: int = 80) -> str:
     """A value as Python writes it, cut after so many characters and then with an ellipsis."""
-    text = repr(value)
+    return cut(repr(value), limit)
+
+
+def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
@@ -135,16 +139,25 @@ def _chosen(player: Player, name: str, env: gymnasium.Env[str, str], said: str, 
 def _given(where: str, wanted: str, call: Callable[[], Any]) -> Any:
     """What reset or step gives. Raises Broke where it raises, or gives another number of values."""
     names = wanted.split(", ")
+    form = f"return the {len(names)} values {wanted}"
     try:
         given = call()
     except (Exception, SystemExit) as error:  # an agent's code that runs in this process may end it
-        mend = "do what the message says" if isinstance(error, UsageError) else ""
+        mend = form if _misread(error) else "do what the message says" if isinstance(error, UsageError) else ""
         raise Broke(f"{where} raised {told(error)}", mend) from error
     if not isinstance(given, tuple) or len(given) != len(names):
         found = f"{len(given)} values" if isinstance(given, tuple) else shown(given)
         name = "reset" if wanted == TWO else "step"
-        raise Broke(f"{where}: {name} returned {found}", f"return the {len(names)} values {wanted}")
+        raise Broke(f"{where}: {name} returned {found}", form)
     return given
+
+
+def _misread(error: BaseException) -> bool:
+    """Whether Gymnasium's own wrappers could not read what was returned."""
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError | AssertionError | gymnasium.error.Error) and frames[-1].startswith(
+        "gymnasium."
+    )
 
 
 def _stops(env: gymnasium.Env[str, str]) -> bool:

@@ -506,9 +506,9 @@ BROKEN: list[tuple[type[Echo], str, str]] = [
 def register() -> Iterator[Any]:
     made: list[gymnasium.Env[str, str]] = []
 
-    def make(kind: Any, **options: Any) -> gymnasium.Env[str, str]:
+    def make(kind: Any, *, unwatched: bool = True, **options: Any) -> gymnasium.Env[str, str]:
         env_id = f"check/{kind.__name__}-v0"
-        gymnasium.register(env_id, entry_point=kind, disable_env_checker=True)
+        gymnasium.register(env_id, entry_point=kind, disable_env_checker=unwatched)
         made.append(gymnasium.make(env_id, **options))
         return made[-1]
 
@@ -541,6 +541,7 @@ def test_what_tells_the_answer_and_is_sound(register: Any, kind: type[Echo]) -> 
     assert check_env(register(kind)).remark == ""
 
 
+@pytest.mark.parametrize("unwatched", [True, False], ids=["alone", "watched by Gymnasium"])
 @pytest.mark.parametrize(
     ("kind", "mend"),
     [
@@ -552,10 +553,10 @@ def test_what_tells_the_answer_and_is_sound(register: Any, kind: type[Echo]) -> 
     ],
 )
 def test_the_mend_names_what_to_change(
-    register: Any, kind: type[Echo], mend: str, recwarn: pytest.WarningsRecorder
+    register: Any, kind: type[Echo], mend: str, unwatched: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     with pytest.raises(CheckError) as error:
-        check_env(register(kind), name="mine:check/It")
+        check_env(register(kind, unwatched=unwatched), name="mine:check/It")
     assert str(error.value).startswith("mine:check/It breaks the contract: ")
     assert any(fault.mend.startswith(mend) for fault in error.value.faults), error.value
     assert not recwarn.list
