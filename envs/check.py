@@ -7,11 +7,12 @@ function into the `checks_` file that it belongs to and list it there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import gymnasium
-from retort.envs import checks_feedback, checks_rewards, checks_steps, checks_tasks
+from retort.envs import checks_feedback, checks_rewards, checks_secrets, checks_steps, checks_tasks
 from retort.envs.base import TextEnv
 from retort.envs.checks_steps import nothing_raises
 from retort.envs.probe import Fault, Subject
@@ -23,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_steps.CHECKS,
     *checks_rewards.CHECKS,
     *checks_feedback.CHECKS,
+    *checks_secrets.CHECKS,
 )
 
 
@@ -54,16 +56,35 @@ def faults_of(check: Check, subject: Subject) -> list[Fault]:
     ]
 
 
-def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2) -> str:
+@dataclass(frozen=True)
+class Checked:
+    """What was looked at, where no fault was found.
+
+    tasks: how many were played. players: those who played them. unchecked: what could not be checked; empty, or why
+    there is no gold solution to play. remark: what is sound in some environments alone; empty where there is nothing.
+    """
+
+    tasks: int
+    players: tuple[str, ...]
+    unchecked: str
+    remark: str
+
+
+def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2, name: str = "") -> Checked:
     """Check a registered environment, made with `gymnasium.make`, against the contract in `retort.envs.base`.
 
-    It stays open. Returns what could not be checked: nothing, or why there is no gold solution to play. per_family: how
-    many tasks of each family are played, by about ten players each.
+    It stays open. per_family: how many tasks of each family are played, by about ten players each. name: what to call
+    it in messages; by default its id.
 
     Raises:
         CheckError: with every fault found and how to mend it.
     """
-    name = env.spec.id if env.spec is not None else str(env)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"gymnasium\.")  # the check of the same name holds them against it
+        return _checked(env, per_family, name or (env.spec.id if env.spec is not None else str(env)))
+
+
+def _checked(env: gymnasium.Env[str, str], per_family: int, name: str) -> Checked:
     if not isinstance(env.unwrapped, TextEnv):
         mend = "derive it from retort.envs.base.TextEnv, and do not wrap it in something that changes the texts' types"
         raise CheckError(name, [Fault(f"{type(env.unwrapped).__name__} is no TextEnv", mend, "is_a_text_env")])
@@ -76,4 +97,5 @@ def check_env(env: gymnasium.Env[str, str], *, per_family: int = 2) -> str:
     faults = faults_of(nothing_raises, subject) or [fault for check in CHECKS for fault in faults_of(check, subject)]
     if faults:
         raise CheckError(name, faults)
-    return subject.no_gold
+    players = tuple(dict.fromkeys(episode.player for episode in subject.episodes))
+    return Checked(len(subject.sample), players, subject.no_gold, checks_secrets.answer_in_every_prompt(subject))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from retort.envs.base import Feedback, Source
-from retort.envs.probe import Fault, Subject
+from retort.envs.base import Feedback
+from retort.envs.probe import Fault, Subject, shown
 
 LEAK_TOKENS = 8  # a run of so many words of invisible feedback in an observation is a leak; a whole shorter text too
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -33,7 +33,7 @@ def visible_feedback_was_seen(subject: Subject) -> Iterator[Fault]:
         for item in step.info.get("feedback") or ():
             if isinstance(item, Feedback) and item.visible and item.text not in step.observation:
                 yield Fault(
-                    f"{episode}, action {turn}: visible feedback {item.text!r:.80} is not in the observation",
+                    f"{episode}, action {turn}: visible feedback {shown(item.text)} is not in the observation",
                     "visible means that the student read this very text; else set visible=False",
                 )
 
@@ -53,53 +53,29 @@ def invisible_feedback_stays_hidden(subject: Subject) -> Iterator[Fault]:
         for place, step in enumerate([None, *episode.steps]):
             if step is not None:
                 seen = [item.text for item in step.info.get("feedback") or () if getattr(item, "visible", False)]
-                known += _spaced(observation) + _spaced(step.action) + "".join(map(_spaced, seen))
+                known += spaced(observation) + spaced(step.action) + "".join(map(spaced, seen))
                 observation = step.observation
             for text, run in hidden:
                 # What the instruction says from the start is nobody's secret.
-                if step is not None and run in _spaced(observation) and run not in known:
+                if step is not None and run in spaced(observation) and run not in known:
                     yield Fault(
-                        f"{episode}, action {place - 1}: the observation shows invisible feedback {text!r:.80}",
+                        f"{episode}, action {place - 1}: the observation shows invisible feedback {shown(text)}",
                         "keep it out of the observation, or make it visible",
                     )
                     break
 
 
-def _spaced(text: str) -> str:
+def spaced(text: str) -> str:
     """Words and punctuation with one space around each, so that runs can be searched for."""
     return f" {' '.join(WORD.findall(str(text)))} "
 
 
 def _runs(text: str) -> list[str]:
-    words = _spaced(text).split()
+    words = spaced(text).split()
     if len(words) < 3:
         return []
     last = max(len(words) - LEAK_TOKENS, 0)
     return [f" {' '.join(words[at : at + LEAK_TOKENS])} " for at in range(last + 1)]
-
-
-def the_answer_is_not_in_the_prompt(subject: Subject) -> Iterator[Fault]:
-    """No whole ANSWER or SOLUTION of LEAK_TOKENS words, and none of any length right after the word for it."""
-    for episode in subject.played("gold"):
-        told = [
-            item for step in episode.steps for item in step.info.get("feedback") or () if isinstance(item, Feedback)
-        ]
-        hidden = [item.text for item in told if item.source in (Source.ANSWER, Source.SOLUTION) and not item.visible]
-        prompt = _spaced(episode.observation)
-        whole = [text for text in hidden if len(WORD.findall(text)) >= LEAK_TOKENS and _spaced(text) in prompt]
-        spoken = [step.action for step in episode.steps]
-        announced = [text for text in {*hidden, *spoken} if text.strip() and _announced(text, episode.observation)]
-        for text in whole[:1] or announced[:1]:
-            yield Fault(
-                f"{episode}: the first observation holds the answer {text!r:.80}",
-                "take it out of the prompt; where copying is the task, send no ANSWER and SOLUTION: they are no secret",
-            )
-
-
-def _announced(answer: str, prompt: str) -> bool:
-    """Whether a line of the prompt ends in "answer: " or "solution is ", or "#### ", and then this very answer."""
-    words = r"\s+".join(map(re.escape, answer.split()))
-    return bool(re.search(rf"(?im)(\b(answer|solution)\b\W{{0,8}}(is\W{{1,3}})?|####\s*){words}[\s.)\"'`]*$", prompt))
 
 
 def nobody_speaks_for_the_agent(subject: Subject) -> Iterator[Fault]:
@@ -122,6 +98,5 @@ CHECKS = (
     feedback_names_its_action,
     visible_feedback_was_seen,
     invisible_feedback_stays_hidden,
-    the_answer_is_not_in_the_prompt,
     nobody_speaks_for_the_agent,
 )

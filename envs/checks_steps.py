@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from retort.envs.base import Failure, TaskRef
-from retort.envs.probe import MAX_TURNS, Fault, Subject
+from retort.envs.probe import MAX_TURNS, Fault, Subject, shown
 
+COLOUR = re.compile(r"\x1b\[[\d;]*m")  # Gymnasium's warnings have it
 CLOSE_S = 5.0  # seconds that a close may take
 INFO_TYPES: dict[str, Any] = {
     "feedback": tuple,
@@ -24,12 +26,22 @@ INFO_TYPES: dict[str, Any] = {
 }
 
 
+WANTED = {
+    "feedback": "a tuple of Feedback, () where there is none",
+    "reward_components": "a dict of finite numbers by name, {} where there are none",
+    "success": "None until the end, and then True or False",
+    "failure": "Failure.POLICY where the episode failed, else None",
+    "task": "the TaskRef of the current task",
+}
+
+
 def nothing_raises(subject: Subject) -> Iterator[Fault]:
     for episode in subject.episodes:
         if episode.error:
             yield Fault(
                 f"{episode}: {episode.error}",
-                "raise only where the infrastructure broke; what an agent does wrong is a step with a low reward",
+                episode.mend
+                or "raise only where the infrastructure broke; what an agent does wrong is a step with a low reward",
             )
 
 
@@ -38,11 +50,11 @@ def info_has_its_keys(subject: Subject) -> Iterator[Fault]:
     infos += [(f"{episode}, action {turn}", step.info) for episode, turn, step in subject.steps()]
     for where, info in infos:
         for key, kinds in INFO_TYPES.items():
-            mend = f"set info[{key!r}] on every reset and step; retort.envs.base lists the keys"
+            mend = f"set info[{key!r}] on every reset and step: {WANTED[key]}; retort.envs.base.step_info makes an info"
             if key not in info:
                 yield Fault(f"{where}: info has no {key!r}", mend)
             elif not isinstance(info[key], kinds):
-                yield Fault(f"{where}: info[{key!r}] is {info[key]!r}", mend)
+                yield Fault(f"{where}: info[{key!r}] is {shown(info[key])}", mend)
     for episode in subject.episodes:
         if not episode.error and not isinstance(episode.info.get("tools"), list | tuple):
             yield Fault(f"{episode}: info of reset has no list 'tools'", "set info['tools'] = [] where there are none")
@@ -80,10 +92,10 @@ def observations_are_in_their_space(subject: Subject) -> Iterator[Fault]:
     space, mend = subject.env.observation_space, "return text that observation_space contains; TextSpace takes any text"
     for episode in subject.episodes:
         if not episode.error and not space.contains(episode.observation):
-            yield Fault(f"{episode}: reset observed {episode.observation!r:.80}", mend)
+            yield Fault(f"{episode}: reset observed {shown(episode.observation)}", mend)
     for episode, turn, step in subject.steps():
         if not space.contains(step.observation):
-            yield Fault(f"{episode}, action {turn}: observed {step.observation!r:.80}", mend)
+            yield Fault(f"{episode}, action {turn}: observed {shown(step.observation)}", mend)
 
 
 def episodes_end(subject: Subject) -> Iterator[Fault]:
@@ -137,7 +149,7 @@ def gymnasium_agrees(subject: Subject) -> Iterator[Fault]:
         except Exception as error:
             yield Fault(f"{type(error).__name__}: {error}", "see gymnasium.utils.env_checker.check_env")
     for warning in caught:
-        yield Fault(str(warning.message), "see gymnasium.utils.env_checker.check_env")
+        yield Fault(COLOUR.sub("", str(warning.message)), "see gymnasium.utils.env_checker.check_env")
 
 
 def tools_are_schemas(subject: Subject) -> Iterator[Fault]:
@@ -147,7 +159,7 @@ def tools_are_schemas(subject: Subject) -> Iterator[Fault]:
         for tool in tools if isinstance(tools, list | tuple) else ():
             inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
             if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-                yield Fault(f"{episode}: the tool {tool!r:.80} has no name", mend)
+                yield Fault(f"{episode}: the tool {shown(tool)} has no name", mend)
                 continue
             try:
                 json.dumps(tool)

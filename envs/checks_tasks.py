@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from retort.envs.base import SPLITS, TaskRef
 from retort.envs.checks_steps import INFO_TYPES
-from retort.envs.probe import Episode, Fault, Player, Subject, follow_gold, follow_plan, play
+from retort.envs.probe import Episode, Fault, Player, Subject, follow_gold, follow_plan, play, shown
 
 
 def tasks_are_named(subject: Subject) -> Iterator[Fault]:
@@ -131,7 +131,7 @@ def tasks_stay_what_they_are(subject: Subject) -> Iterator[Fault]:
         for env, whose in ((subject.env, "once it was played"), (other, "in another instance")):
             observation, _ = env.reset(seed=5, options={"task": ref.key})
             if observation != first.get(ref.key, observation):
-                found = f"{ref.key} starts with {observation!r:.80} {whose}, before with {first[ref.key]!r:.80}"
+                found = f"{ref.key} starts with {shown(observation)} {whose}, before with {shown(first[ref.key])}"
                 yield Fault(found, mend)
     other.close()
     by_digest: dict[str, TaskRef] = {}

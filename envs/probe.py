@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
-from retort.envs.base import NoGold, TaskRef
+from retort.envs.base import NoGold, TaskRef, UsageError
 from retort.envs.raised import told
 
 MAX_TURNS = 256  # an episode that is not over by then never ends
+FIVE, TWO = "observation, reward, terminated, truncated, info", "observation, info"  # what step and reset return
 CLAIM = '{"reward": 1, "score": 1, "success": true, "passed": true}'
 
 # Whatever looks like a test or its result, here and where harnesses look for one, says that all went well.
@@ -45,6 +47,23 @@ class Fault:
     check: str = ""
 
 
+def shown(value: Any, limit: int = 80) -> str:
+    """A value as Python writes it, cut after so many characters and then with an ellipsis."""
+    return cut(repr(value), limit)
+
+
+def cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+class Broke(Exception):
+    """An episode could not go on. mend: what to do about it, where that is known."""
+
+    def __init__(self, found: str, mend: str = "") -> None:
+        super().__init__(found)
+        self.mend = mend
+
+
 @dataclass(frozen=True)
 class Step:
     action: str
@@ -63,7 +82,8 @@ class Step:
 class Episode:
     """One played episode, as far as it came.
 
-    error: what the environment raised, and where. stops: a step after the end was refused.
+    error: what was raised, and by what. mend: what to do about it, where that is known. stops: a step after the end was
+    refused.
     """
 
     player: str
@@ -72,6 +92,7 @@ class Episode:
     info: dict[str, Any]
     steps: tuple[Step, ...]
     error: str = ""
+    mend: str = ""
     stops: bool = True
 
     @property
@@ -91,16 +112,52 @@ def play(env: gymnasium.Env[str, str], ref: TaskRef, player: Player, name: str) 
     start: tuple[str, dict[str, Any]] = ("", {})
     steps: list[Step] = []
     try:
-        start = env.reset(options={"task": ref.key})
+        start = _given("reset", TWO, lambda: env.reset(options={"task": ref.key}))
         said = start[0]
         while len(steps) < MAX_TURNS and not (steps and steps[-1].over):
-            action = player(env, said, len(steps))
-            said, reward, terminated, truncated, info = env.step(action)
-            steps.append(Step(action, said, cast(float, reward), terminated, truncated, info))
-    except (Exception, SystemExit) as error:  # an agent's code that runs in this process may end it
-        where = f"action {len(steps)}" if start[1] else "reset"
-        return Episode(name, ref, *start, tuple(steps), f"{where} raised {told(error)}")
+            action = _chosen(player, name, env, said, len(steps))
+            given = _given(f"action {len(steps)}", FIVE, partial(env.step, action))
+            said = given[0]
+            steps.append(Step(action, *given))
+    except Broke as broke:
+        return Episode(name, ref, *start, tuple(steps), str(broke), broke.mend)
     return Episode(name, ref, *start, tuple(steps), stops=_stops(env) if steps[-1].over else True)
+
+
+def _chosen(player: Player, name: str, env: gymnasium.Env[str, str], said: str, turn: int) -> str:
+    """The player's action. Raises Broke where the player is what raised."""
+    try:
+        return player(env, said, turn)
+    except (Exception, SystemExit) as error:
+        if name == "gold":
+            mend = "let gold return the next action of a solution, or raise NoGold where none is known"
+        else:
+            mend = "mend what the player calls: action_space.sample of the random one, follow of any other"
+        raise Broke(f"{name}, asked for action {turn}, raised {told(error)}", mend) from error
+
+
+def _given(where: str, wanted: str, call: Callable[[], Any]) -> Any:
+    """What reset or step gives. Raises Broke where it raises, or gives another number of values."""
+    names = wanted.split(", ")
+    form = f"return the {len(names)} values {wanted}"
+    try:
+        given = call()
+    except (Exception, SystemExit) as error:  # an agent's code that runs in this process may end it
+        mend = form if _misread(error) else "do what the message says" if isinstance(error, UsageError) else ""
+        raise Broke(f"{where} raised {told(error)}", mend) from error
+    if not isinstance(given, tuple) or len(given) != len(names):
+        found = f"{len(given)} values" if isinstance(given, tuple) else shown(given)
+        name = "reset" if wanted == TWO else "step"
+        raise Broke(f"{where}: {name} returned {found}", form)
+    return given
+
+
+def _misread(error: BaseException) -> bool:
+    """Whether Gymnasium's own wrappers could not read what was returned."""
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError | AssertionError | gymnasium.error.Error) and frames[-1].startswith(
+        "gymnasium."
+    )
 
 
 def _stops(env: gymnasium.Env[str, str]) -> bool:
@@ -193,7 +250,8 @@ class Subject:
             self.env.reset(options={"task": ref.key})  # the plans belong to the current task
             plans = list(self.env.get_wrapper_attr("near_misses")())
         except Exception as error:
-            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {told(error)}")]
+            mend = "let near_misses return lists of actions; () where there are none"
+            return [Episode("near miss", ref, "", {}, (), f"near_misses() raised {told(error)}", mend)]
         return [play(self.env, ref, follow_plan(plan), "near miss") for plan in plans]
 
     def played(self, player: str) -> list[Episode]:

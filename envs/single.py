@@ -161,7 +161,7 @@ def judged(verify: Verify, prompt: str, action: str) -> tuple[float, tuple[Feedb
     verdict: Any = verify(prompt, action)
     where = f"verify of the prompt {prompt[:80]!r}"
     if not isinstance(verdict, tuple) or len(verdict) != 2:
-        raise UsageError(f"{where}: expected (reward, feedback), found {verdict!r}")
+        raise UsageError(f"{where}: expected (reward, feedback), found {verdict!r}; return both, such as (1.0, None)")
     reward, said = verdict
     try:
         reward = float(reward)

@@ -97,7 +97,7 @@ def envs(as_json: Json = False) -> None:
 
 @app.command("check-env")
 def check_env_command(
-    env_id: str,
+    env_id: Annotated[str, typer.Argument(help="Such as retort/Shell-v0, or MODULE:ID: my_module:me/Name-v0.")],
     settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
 ) -> None:
     """Hold a registered environment against the contract."""
@@ -107,14 +107,15 @@ def check_env_command(
 
     env = make(env_id, **dict(parse(setting) for setting in settings or ()))
     try:
-        unchecked = check_env(env)
+        checked = check_env(env, name=env_id)
     except CheckError as error:
         say(str(error))
         raise typer.Exit(1) from None
     finally:
         env.close()
-    limits = f", as far as it can be checked: {unchecked}" if unchecked else ""
-    say(f"{env_id} keeps the contract{limits}")
+    limits = f", as far as it can be checked ({checked.unchecked})" if checked.unchecked else ""
+    played = f"{checked.tasks} task{'s' * (checked.tasks != 1)} played by {', '.join(checked.players)}"
+    say(f"{env_id} keeps the contract{limits}: {played}{checked.remark and f'; {checked.remark}'}")
 
 
 @app.command()

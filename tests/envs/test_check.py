@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
-from retort.envs import checks_feedback, checks_steps
+from retort.envs import checks_secrets, checks_steps
 from retort.envs.base import SPLITS, Failure, Feedback, Source, Split, TaskRef, TextEnv, TextSpace, content_digest
 from retort.envs.check import CHECKS, CheckError, Fault, Subject, check_env, faults_of
 from retort.envs.room import Room
@@ -311,6 +311,72 @@ class TellsTheAnswer(Echo):
         return f"Which word do I think of?\nAnswer: {self.word}.", info
 
 
+class Lock(Echo):
+    """Sound: it asks for a word, and tells it to whoever looks."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        _, info = super().reset(seed=seed, options=options)
+        return f"open lock {int(self.word.removeprefix('word')) + 1}", info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        said, *rest = super().step(action)
+        return f"{said}{self.told(action)}", *rest  # type: ignore[return-value]
+
+    def told(self, action: str) -> str:
+        return f" (the code is {self.word})" if action == "look" else ""
+
+
+class TellsWhoeverAsks(Lock):
+    def told(self, action: str) -> str:
+        return f" (the code is {self.word})"
+
+
+class ListsTheChoices(Lock):
+    """Sound: what it tells is the same for every task."""
+
+    def told(self, action: str) -> str:
+        return f", valid: {', '.join(ref.key.removeprefix('echo/') for ref in self.refs)}"
+
+
+class Hints(Lock):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        return f"{observation} (hint: {self.word})", info
+
+
+class FourValues(Echo):
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class NoValues(Echo):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed, options=options)[0]
+
+
+class GoldNotWritten(Echo):
+    def gold(self, observation: str) -> str:
+        raise NotImplementedError
+
+
+class GoldOfAlmostOne(Echo):
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        failure = Failure.POLICY if terminated else info["failure"]
+        return (
+            observation,
+            0.9 * reward,
+            terminated,
+            truncated,
+            {
+                **info,
+                "success": False if self.over else None,
+                "failure": failure,
+            },
+        )
+
+
 class ShowsTheSolution(Echo):
     """The whole solution, eight words long, in the prompt."""
 
@@ -393,6 +459,12 @@ BROKEN: list[tuple[type[Echo], str, str]] = [
     (WrongTurn, "feedback_names_its_action", "feedback says turn 1"),
     (MissingKey, "info_has_its_keys", "info has no 'reward_components'"),
     (WrongType, "info_has_its_keys", "info['feedback'] is []"),
+    (TellsWhoeverAsks, "the_answer_is_not_told_for_nothing", "action 0: the observation tells 'word0', which wins"),
+    (Hints, "the_answer_is_not_in_the_prompt", "holds the answer 'word0'"),
+    (FourValues, "nothing_raises", "action 0: step returned 4 values"),
+    (NoValues, "nothing_raises", "reset: reset returned 'say word0'"),
+    (GoldNotWritten, "nothing_raises", "gold, asked for action 0, raised NotImplementedError"),
+    (GoldOfAlmostOne, "gold_scores_one", "expected reward 1 and success True, found reward 0.9, success False"),
     (NoOutcome, "outcomes_are_told", "failure is None"),
     (Unseeded, "seeds_decide", "the same seed starts another"),
     (OneTask, "seeds_decide", "16 seeds start the same task"),
@@ -434,9 +506,9 @@ BROKEN: list[tuple[type[Echo], str, str]] = [
 def register() -> Iterator[Any]:
     made: list[gymnasium.Env[str, str]] = []
 
-    def make(kind: Any, **options: Any) -> gymnasium.Env[str, str]:
+    def make(kind: Any, *, unwatched: bool = True, **options: Any) -> gymnasium.Env[str, str]:
         env_id = f"check/{kind.__name__}-v0"
-        gymnasium.register(env_id, entry_point=kind, disable_env_checker=True)
+        gymnasium.register(env_id, entry_point=kind, disable_env_checker=unwatched)
         made.append(gymnasium.make(env_id, **options))
         return made[-1]
 
@@ -446,7 +518,10 @@ def register() -> Iterator[Any]:
 
 
 def test_a_sound_environment_passes(register: Any) -> None:
-    assert check_env(register(Echo)) == ""
+    checked = check_env(register(Echo))
+    assert (checked.tasks, checked.unchecked) == (2, "")
+    assert checked.players[:4] == ("gold", "null", "done", "random")
+    assert checked.remark.startswith("every prompt holds its answer, such as 'word0': sound only where copying")
 
 
 @pytest.mark.parametrize(("kind", "check", "found"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
@@ -459,6 +534,41 @@ def test_each_fault_is_found(
     own = [fault for fault in error.value.faults if fault.check == check]
     assert any(found in fault.found for fault in own), error.value
     assert all(fault.mend for fault in own)
+
+
+@pytest.mark.parametrize("kind", [Lock, ListsTheChoices])
+def test_what_tells_the_answer_and_is_sound(register: Any, kind: type[Echo]) -> None:
+    assert check_env(register(kind)).remark == ""
+
+
+@pytest.mark.parametrize("unwatched", [True, False], ids=["alone", "watched by Gymnasium"])
+@pytest.mark.parametrize(
+    ("kind", "mend"),
+    [
+        (FourValues, "return the 5 values observation, reward, terminated, truncated, info"),
+        (NoValues, "return the 2 values observation, info"),
+        (GoldNotWritten, "let gold return the next action of a solution, or raise NoGold"),
+        (RaisesOnNoise, "raise only where the infrastructure broke"),
+        (WrongType, "set info['feedback'] on every reset and step: a tuple of Feedback"),
+    ],
+)
+def test_the_mend_names_what_to_change(
+    register: Any, kind: type[Echo], mend: str, unwatched: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    with pytest.raises(CheckError) as error:
+        check_env(register(kind, unwatched=unwatched), name="mine:check/It")
+    assert str(error.value).startswith("mine:check/It breaks the contract: ")
+    assert any(fault.mend.startswith(mend) for fault in error.value.faults), error.value
+    assert not recwarn.list
+
+
+def test_a_plan_says_a_run_of_one_action_once(register: Any) -> None:
+    class Lax(LaxGrader):
+        def near_misses(self) -> Sequence[Sequence[str]]:
+            return [["no", "no", "sword"]]
+
+    with pytest.raises(CheckError, match=r"'no' \(2 times\), 'sword' scores 1"):
+        check_env(register(Lax))
 
 
 def test_every_check_finds_something() -> None:
@@ -485,6 +595,10 @@ def test_nobody_forges_on_this_machine(register: Any) -> None:
         ("What is 2 + 2? The answer is 4.", "4", True),
         ("Solution:\n  mv a b\n", "mv a b", True),
         ("work\n#### 42", "42", True),
+        ("Open it. Hint: 203", "203", True),
+        ("a lock (the code is 203)", "203", True),
+        ("Enter code 203", "203", False),
+        ("password: 203", "203", False),
         ("Answer yes or no", "yes", False),
         ("Answer yes or no", "no", False),
         ("say word1", "word1", False),
@@ -493,7 +607,7 @@ def test_nobody_forges_on_this_machine(register: Any) -> None:
     ],
 )
 def test_an_announced_answer(prompt: str, answer: str, announced: bool) -> None:
-    assert checks_feedback._announced(answer, prompt) is announced
+    assert checks_secrets._announced(answer, prompt) is announced
 
 
 def test_components_and_gymnasiums_own_checker(register: Any) -> None:
@@ -588,5 +702,5 @@ def test_a_shell_task_whose_gold_fails_is_reported(register: Any) -> None:
     env.close()
     (fault,) = [fault for fault in error.value.faults if fault.check == "gold_scores_one"]
     key = next(ref.key for ref in env.get_wrapper_attr("tasks")() if ref.family == "move")
-    assert f"gold on {key} (move): reward 0" in fault.found
+    assert f"gold on {key} (move): expected reward 1 and success True, found reward 0, success False" in fault.found
     assert task(key).gold[0].replace("mv ", "cp ") in fault.found

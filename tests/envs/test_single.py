@@ -129,7 +129,15 @@ def test_without_answers_there_is_no_gold(register: Any) -> None:
 
 
 def test_without_answers_the_rest_is_checked(register: Any) -> None:
-    assert "give single_turn its answers=" in check_env(register(single_turn(SUMS, verify)))
+    assert "give single_turn its answers=" in check_env(register(single_turn(SUMS, verify))).unchecked
+
+
+def test_a_verdict_of_one_value_says_how_to_mend_it(register: Any) -> None:
+    with pytest.raises(CheckError) as error:
+        check_env(register(single_turn(SUMS, lambda prompt, answer: 1.0)))  # type: ignore[arg-type,return-value]
+    (fault,) = error.value.faults
+    assert "expected (reward, feedback), found 1.0; return both, such as (1.0, None)" in fault.found
+    assert fault.mend == "do what the message says"
 
 
 @pytest.mark.parametrize(
