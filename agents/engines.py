@@ -48,20 +48,28 @@ def check_installed(spec: str) -> None:
 
 
 def make_engine(
-    spec: str, model: str | None, chat: Chat, *, dtype: str = "float32", shared: str = "", arguments: Mapping[str, Any]
+    spec: str,
+    model: str | None,
+    chat: Chat,
+    *,
+    dtype: str = "float32",
+    shared: str = "",
+    follows: bool = True,
+    arguments: Mapping[str, Any],
 ) -> Apart:
     """An engine with the weights of `model`, to be closed by who asked for it.
 
     model: None for servers that may have any with this tokenizer. shared: a folder where servers find new weights.
+    follows: whether servers get a learner's weights before they play; otherwise they must have those of `model`.
 
     Raises:
         UsageError: no such engine, or an argument that it does not take.
-        EngineError: a server has another model, tokenizer or template.
+        EngineError: a server has another model, tokenizer or template, or a run's weights where it must not.
     """
     check_engine(spec)
     check_installed(spec)
     if urls := spec.partition(":")[2]:
-        return _servers(urls, model, chat, shared, arguments)
+        return _servers(urls, model, chat, shared, follows, arguments)
     assert model is not None
     return _here(model, chat, dtype, arguments)
 
@@ -75,10 +83,12 @@ def _here(model: str, chat: Chat, dtype: str, arguments: Mapping[str, Any]) -> A
         return VLLMPolicy(folder, chat, name=f"vllm:{model}", dtype=dtype, arguments=arguments)
 
 
-def _servers(urls: str, model: str | None, chat: Chat, shared: str, arguments: Mapping[str, Any]) -> Apart:
+def _servers(
+    urls: str, model: str | None, chat: Chat, shared: str, follows: bool, arguments: Mapping[str, Any]
+) -> Apart:
     from retort.agents.vllm_http import Serving, VLLMServers
 
     refuse_unknown(arguments, (item.name for item in fields(Serving)), "a vLLM server")
     options = Serving(**{"shared": shared, **arguments})
     name = f"vllm:{urls}" if model is None else f"vllm:{urls}#{model}"
-    return VLLMServers(urls.split(","), chat, name=name, expected=model, options=options)
+    return VLLMServers(urls.split(","), chat, name=name, expected=model, options=options, follows=follows)
