@@ -22,13 +22,13 @@ INSTALL = "pip install vllm (with a GPU), or 'make vllm' and .venv-vllm/bin/reto
 
 
 class Apart(Engine, Protocol):
-    """An engine with weights of its own. missing: tokens so far that it could not score. context: tokens it reads."""
+    """An engine with weights of its own. context: tokens it reads."""
 
-    missing: int
     context: int
 
     def check(self, model: Any, dtype: str) -> None:
-        """Raises EngineError where it was made with other weights than those of `model`."""
+        """Raises EngineError where it was made with other weights than those of `model`; and so does every later
+        update with weights of other names or shapes than these."""
         ...
 
     def close(self) -> None: ...
@@ -79,7 +79,7 @@ def _here(model: str, chat: Chat, dtype: str, arguments: Mapping[str, Any]) -> A
     from retort.agents.vllm import VLLMPolicy
 
     with tempfile.TemporaryDirectory(prefix="retort-served-") as place:  # read when the engine starts, and not again
-        folder = servable(model, chat, Path(place))
+        folder = servable(model, chat, Path(place), dtype)
         return VLLMPolicy(folder, chat, name=f"vllm:{model}", dtype=dtype, arguments=arguments)
 
 

@@ -223,8 +223,8 @@ class VLLMServers:
     ) -> None:
         self.options = options or Serving()
         self.servers = [Server(url, self.options) for url in urls]
-        self.chat, self.name, self.missing = chat, name, 0
-        self.version, self._label, self._follows = 0, "", follows
+        self.chat, self.name, self._follows = chat, name, follows
+        self.version, self._label = 0, ""
         self._shapes: serving.Shapes | None = None
         contexts = [self._meet(server, expected) for server in self.servers]
         self.context = min(contexts)
@@ -264,13 +264,15 @@ class VLLMServers:
         """Servers live on."""
 
     def check(self, model: Any, dtype: str) -> None:
-        """Whether servers that are as they were started have the weights of `model`, by what both say of a text.
+        """Whether servers that are as they were started have the weights of `model`, by what both say of a text. Every
+        update must bring weights of these names and shapes.
 
         Raises:
             EngineError: they have others.
         """
         from retort.agents.scoring import score_tokens
 
+        self._shapes = serving.shapes(model)
         ids = self.chat.prompt([{"role": "user", "content": SAMPLE}])
         at = list(range(1, len(ids)))
         (own,) = score_tokens(model, [ids], [at])
@@ -289,11 +291,11 @@ class VLLMServers:
         Raises:
             EngineError: none took them, or they are no weights of its model.
         """
-        found = serving.shapes(model)
-        serving.check_shapes(found, self._shapes or found)
+        if self._shapes is not None:
+            serving.check_shapes(serving.shapes(model), self._shapes)
         if not self.options.shared:
             raise EngineError("engine_args.shared: expected a folder that the servers can read, found none")
-        self._shapes, self._label = found, str(version)
+        self._label = str(version)
         place = Path(self.options.shared).resolve()
         folder = serving.save_served(model, self.chat, place / f"version-{version}")
         failed: EngineError | None = None
@@ -387,19 +389,15 @@ class VLLMServers:
     ) -> list[TokenScores]:
         """See `Policy.score`. What no server could score has no score."""
         requests.refuse(self.name, ids=ids, k=k, entropy=entropy, temperature=temperature)
-        found = await asyncio.gather(
+        return await asyncio.gather(
             *(self._score(sequence, where, k) for sequence, where in zip(sequences, positions, strict=True))
         )
-        self.missing += requests.missing(found)
-        return found
 
     async def _score(self, sequence: Sequence[int], where: Sequence[int], k: int) -> TokenScores:
-        stop = int(max(where, default=-1)) + 1
         answer: dict[str, Any] = {}
-        if 0 < stop < self.context:
-            tokens = [int(number) for number in sequence[:stop]]
+        if read := requests.to_read(sequence, where, self.context):
             with suppress(Down):  # no score is not a score of 0: `scores` leaves NaN, which is counted
-                answer = await self._answer({"token_ids": tokens, "sampling_params": requests.to_score(k)})
+                answer = await self._answer({"token_ids": read, "sampling_params": requests.to_score(k)})
         return _read(answer, sequence, where, k)
 
 
@@ -433,13 +431,18 @@ def _same(card: Mapping[str, Any], expected: str) -> bool:
         return True
     here = [Path(name) for name in names if Path(name).is_dir()]
     if here:
-        return any(_weights(folder) == _weights(wanted) for folder in here)
+        own = _weights(wanted)
+        return bool(own) and any(_weights(folder) == own for folder in here)
     return wanted.resolve().name in {Path(name).name for name in names}
 
 
 def _weights(folder: Path) -> dict[str, str]:
     """The digest of each file of weights."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _advice(said: str) -> str:
