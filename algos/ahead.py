@@ -1,10 +1,12 @@
 """Episodes played ahead: while the learner works on a step, the engine plays the next ones with the weights it has.
 
 Step s is begun no sooner than `ahead` updates before its own, so that no token of it is older than that; which weights
-sampled a token stands at the token, and depends on how fast both sides are, so that the same seed need not give the
-same weights (nor need it with vLLM at all, whose batches depend on who happens to wait). The steps under way share one event loop, and each has slots of its own, so that a
-step waits for its slowest episode and holds up no other. A step's episodes are a function of its number: after a kill
-they are played again, and none is lost or counted twice.
+sampled a token stands at the token. That depends on how fast both sides are, so that the same seed need not give the
+same weights; nor need it with vLLM at all, whose batches depend on who happens to wait.
+
+The steps under way share one event loop, and each has slots of its own: a step waits for its slowest episode, and holds
+up no other. A step's episodes are a function of its number: after a kill they are played again, and none is lost
+or counted twice.
 """
 
 from __future__ import annotations

@@ -301,19 +301,22 @@ def test_sampled_and_scored_logps_are_our_own_through_ten_updates(
 def test_weights_that_change_midway_mark_each_token(
     url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
-    engine = made(url)
-    engine.update(learner, 100)
     before = copy.deepcopy(learner)
     nudge(learner, 101)
 
-    async def change() -> list[Any]:
+    async def change(engine: VLLMServers, state: Link) -> list[Any]:
         prompts = [prompt(chat)] * 24
         playing = asyncio.create_task(episodes(engine, prompts, Sampling(max_new_tokens=900)))
-        await asyncio.sleep(0.6)
+        while state.open < len(prompts):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.4)
         await asyncio.to_thread(engine.update, learner, 101)
         return await playing
 
-    done = asyncio.run(change())
+    with link(url) as (near, state):
+        engine = made(near)
+        engine.update(before, 100)
+        done = asyncio.run(change(engine, state))
     assert any(set(item.versions) == {100, 101} for item in done)
     start = len(prompt(chat).token_ids)
     for item in done:
