@@ -304,21 +304,25 @@ def test_weights_that_change_midway_mark_each_token(
     before = copy.deepcopy(learner)
     nudge(learner, 101)
 
-    async def change(engine: VLLMServers, state: Link) -> list[Any]:
+    async def change(engine: VLLMServers, state: Link, delay_s: float) -> list[Any]:
         prompts = [prompt(chat)] * 24
-        before_it = state.asked
+        asked = state.asked
         playing = asyncio.create_task(episodes(engine, prompts, Sampling(max_new_tokens=900)))
-        while state.asked < before_it + len(prompts):
+        while state.asked < asked + len(prompts):
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(delay_s)
         await asyncio.to_thread(engine.update, learner, 101)
         return await playing
 
     with link(url) as (near, state):
         engine = made(near)
-        engine.update(before, 100)
-        done = asyncio.run(change(engine, state))
-    assert any(set(item.versions) == {100, 101} for item in done), [(set(i.versions), len(i.versions)) for i in done]
+        for delay_s in (0.4, 0.1, 1.5, 4.0):  # a busy machine may be done by then, or not have begun
+            engine.update(before, 100)
+            done = asyncio.run(change(engine, state, delay_s))
+            if any(set(item.versions) == {100, 101} for item in done):
+                break
+        else:
+            pytest.fail("no answer has tokens of both")
     start = len(prompt(chat).token_ids)
     for item in done:
         ids = [*prompt(chat).token_ids, *item.token_ids]
