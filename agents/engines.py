@@ -22,13 +22,13 @@ INSTALL = "pip install vllm (with a GPU), or 'make vllm' and .venv-vllm/bin/reto
 
 
 class Apart(Engine, Protocol):
-    """An engine with weights of its own. missing: tokens so far that it could not score. context: tokens it reads."""
+    """An engine with weights of its own. context: tokens it reads."""
 
-    missing: int
     context: int
 
     def check(self, model: Any, dtype: str) -> None:
-        """Raises EngineError where it was made with other weights than those of `model`."""
+        """Raises EngineError where it was made with other weights than those of `model`; and so does every later
+        update with weights of other names or shapes than these."""
         ...
 
     def close(self) -> None: ...
@@ -48,20 +48,28 @@ def check_installed(spec: str) -> None:
 
 
 def make_engine(
-    spec: str, model: str | None, chat: Chat, *, dtype: str = "float32", shared: str = "", arguments: Mapping[str, Any]
+    spec: str,
+    model: str | None,
+    chat: Chat,
+    *,
+    dtype: str = "float32",
+    shared: str = "",
+    follows: bool = True,
+    arguments: Mapping[str, Any],
 ) -> Apart:
     """An engine with the weights of `model`, to be closed by who asked for it.
 
     model: None for servers that may have any with this tokenizer. shared: a folder where servers find new weights.
+    follows: whether servers get a learner's weights before they play; otherwise they must have those of `model`.
 
     Raises:
         UsageError: no such engine, or an argument that it does not take.
-        EngineError: a server has another model, tokenizer or template.
+        EngineError: a server has another model, tokenizer or template, or a run's weights where it must not.
     """
     check_engine(spec)
     check_installed(spec)
     if urls := spec.partition(":")[2]:
-        return _servers(urls, model, chat, shared, arguments)
+        return _servers(urls, model, chat, shared, follows, arguments)
     assert model is not None
     return _here(model, chat, dtype, arguments)
 
@@ -71,14 +79,16 @@ def _here(model: str, chat: Chat, dtype: str, arguments: Mapping[str, Any]) -> A
     from retort.agents.vllm import VLLMPolicy
 
     with tempfile.TemporaryDirectory(prefix="retort-served-") as place:  # read when the engine starts, and not again
-        folder = servable(model, chat, Path(place))
+        folder = servable(model, chat, Path(place), dtype)
         return VLLMPolicy(folder, chat, name=f"vllm:{model}", dtype=dtype, arguments=arguments)
 
 
-def _servers(urls: str, model: str | None, chat: Chat, shared: str, arguments: Mapping[str, Any]) -> Apart:
+def _servers(
+    urls: str, model: str | None, chat: Chat, shared: str, follows: bool, arguments: Mapping[str, Any]
+) -> Apart:
     from retort.agents.vllm_http import Serving, VLLMServers
 
     refuse_unknown(arguments, (item.name for item in fields(Serving)), "a vLLM server")
     options = Serving(**{"shared": shared, **arguments})
     name = f"vllm:{urls}" if model is None else f"vllm:{urls}#{model}"
-    return VLLMServers(urls.split(","), chat, name=name, expected=model, options=options)
+    return VLLMServers(urls.split(","), chat, name=name, expected=model, options=options, follows=follows)

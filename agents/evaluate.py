@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import gymnasium
 import numpy as np
 from retort.agents.base import Sampling, Trajectory
 from retort.agents.episode import Budget, EpisodeRequest
-from retort.agents.evaluation import EvalConfig, Evaluation, Facts, Recorder
+from retort.agents.evaluation import EvalConfig, Evaluation, Facts, Recorder, refuse_played
 from retort.agents.policies import Player, load_player
 from retort.agents.report import Report, report
 from retort.agents.rollout import Runner, playable
@@ -65,6 +66,8 @@ def evaluate(
         model_args=dict(model_args or {}),
         concurrency=concurrency,
     )
+    if out is not None:
+        refuse_played(out)
     return begin(config, lambda facts: None if out is None else Evaluation.create(out, config, facts)).play(watch)
 
 
@@ -117,9 +120,7 @@ class Session:
 
 def begin(config: EvalConfig, folder: Callable[[Facts], Evaluation | None]) -> Session:
     """A session of what was never played. `folder` makes its folder, once all else is known to be right."""
-    facts = look(config)
-    player = load_player(config.model, config.model_args)
-    return Session(config, facts, _runner(config, player), folder(facts), player.close)
+    return _session(config, look(config), folder)
 
 
 def reopen(path: Path, concurrency: int | None = None) -> Session:
@@ -128,8 +129,16 @@ def reopen(path: Path, concurrency: int | None = None) -> Session:
     facts = look(evaluation.config)
     evaluation.check(facts)
     config = evaluation.config.model_copy(update={} if concurrency is None else {"concurrency": concurrency})
-    player = load_player(config.model, config.model_args)
-    return Session(config, facts, _runner(config, player), evaluation, player.close)
+    return _session(config, facts, lambda _: evaluation)
+
+
+def _session(config: EvalConfig, facts: Facts, folder: Callable[[Facts], Evaluation | None]) -> Session:
+    with ExitStack() as stack:
+        player = load_player(config.model, config.model_args)
+        stack.callback(player.close)
+        session = Session(config, facts, _runner(config, player), folder(facts), player.close)
+        stack.pop_all()  # who plays the session closes the player
+    return session
 
 
 def look(config: EvalConfig) -> Facts:

@@ -68,6 +68,12 @@ class Facts:
         return {"tasks": len(self.tasks), "tasks_digest": digest, "verifier_version": version, "held_out": held_out}
 
 
+def refuse_played(folder: Path) -> None:
+    """Raises UsageError where the folder holds an evaluation."""
+    if (folder / "config.json").exists():
+        raise UsageError(f"{folder} already holds an evaluation: go on with it (--resume {folder}) or name another")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One folder. What is not in it yet has not been played."""
@@ -78,8 +84,7 @@ class Evaluation:
     @staticmethod
     def create(folder: Path, config: EvalConfig, facts: Facts) -> Evaluation:
         """A new one. Raises UsageError where the folder holds one already."""
-        if (folder / "config.json").exists():
-            raise UsageError(f"{folder} already holds an evaluation: go on with it (--resume {folder}) or name another")
+        refuse_played(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "manifest.json", {**manifest(), **facts.to_json()})
         write_json(folder / "config.json", config.model_dump(mode="json"))

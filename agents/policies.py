@@ -110,8 +110,9 @@ def _apart(model: str, engine: str, given: Mapping[str, Any]) -> Player:
     from retort.agents.engines import make_engine
 
     chat = Chat.load(model)
-    rest = {name: value for name, value in given.items() if name != "dtype"}
-    made = make_engine(engine, model, chat, dtype=given.get("dtype", "auto"), arguments=rest)
+    rest = dict(given)
+    dtype = rest.pop("dtype", "auto") if engine == "vllm" else "auto"  # a server has one of its own
+    made = make_engine(engine, model, chat, dtype=dtype, follows=False, arguments=rest)
     return Player(made, chat, context=made.context, close=made.close)
 
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -67,14 +67,29 @@ class Runner:
         self._closed = False
         # One that runs elsewhere, which several runners share; None is a new one for each `run`.
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._playing: Future[list[Trajectory]] | None = None
+        self._stopped = False
 
     def run(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
     ) -> list[Trajectory]:
-        """Plays every request; the trajectories in the order of the requests. `on_done` hears of each as it ends."""
-        if self.loop is not None:
-            return asyncio.run_coroutine_threadsafe(self.arun(requests, on_done), self.loop).result()
-        return run_loop(lambda: self.arun(requests, on_done))
+        """Plays every request; the trajectories in the order of the requests. `on_done` hears of each as it ends.
+
+        Raises:
+            CancelledError: `stop` was called.
+        """
+        if self.loop is None:
+            return run_loop(lambda: self.arun(requests, on_done))
+        self._playing = asyncio.run_coroutine_threadsafe(self.arun(requests, on_done), self.loop)
+        if self._stopped:  # `stop` may have looked before there was anything to cancel
+            self._playing.cancel()
+        return self._playing.result()
+
+    def stop(self) -> None:
+        """Breaks off what plays in a loop that is shared, and plays nothing more there. From any thread."""
+        self._stopped = True
+        if self._playing is not None:
+            self._playing.cancel()
 
     async def arun(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None

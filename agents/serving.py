@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from retort.agents.base import EngineError
 from retort.agents.chat import Chat
+from retort.agents.vllm_requests import MOST
 from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,9 +27,8 @@ def causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@torch.no_grad()
-def served(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its checkpoint name, one at a time, without gradient."""
+def _stored(model: Any) -> Iterator[tuple[str, Tensor, Any]]:
+    """Every weight by its checkpoint name, as it stands, and what adapts it, where anything does."""
     plain = causal(model)
     adapted = {name: layer for name, layer in plain.named_modules() if hasattr(layer, "get_delta_weight")}
     for name, parameter in plain.named_parameters():
@@ -36,22 +36,27 @@ def served(model: Any) -> Iterator[tuple[str, Tensor]]:
         owner, _, last = path.rpartition(".")
         if last != "base_layer":
             if not any(name.startswith(f"{layer}.") for layer in adapted):
-                yield name, parameter.detach()
+                yield name, parameter.detach(), None
             continue
-        layer, value = adapted[owner], parameter.detach()
-        if leaf == "weight":
-            for adapter in layer.active_adapters:
-                value = value + layer.get_delta_weight(adapter).to(value.dtype)
-        yield f"{owner}.{leaf}", value
+        yield f"{owner}.{leaf}", parameter.detach(), adapted[owner] if leaf == "weight" else None
     head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         (name,) = (name for name, module in plain.named_modules() if module is head)
-        yield f"{name}.weight", head.weight.detach()
+        yield f"{name}.weight", head.weight.detach(), None
+
+
+@torch.no_grad()
+def served(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its checkpoint name, one at a time, without gradient."""
+    for name, value, layer in _stored(model):
+        for adapter in () if layer is None else layer.active_adapters:
+            value = value + layer.get_delta_weight(adapter).to(value.dtype)
+        yield name, value
 
 
 def shapes(model: Any) -> Shapes:
-    """What `served` gives, by name."""
-    return {name: tuple(value.shape) for name, value in served(model)}
+    """Those of what `served` gives, by name; nothing is merged for them."""
+    return {name: tuple(value.shape) for name, value, _ in _stored(model)}
 
 
 def check_shapes(found: Shapes, expected: Shapes) -> None:
@@ -89,17 +94,23 @@ def save_served(model: Any, chat: Chat, folder: Path) -> Path:
     return folder
 
 
-def servable(folder_or_name: str, chat: Chat, workplace: Path) -> Path | str:
-    """What an engine can load: the folder itself, or one in `workplace` with its adapter merged or its head untied."""
+def servable(folder_or_name: str, chat: Chat, workplace: Path, dtype: str = "auto") -> Path | str:
+    """What an engine can load: the folder or name itself, or a folder in `workplace` with its adapter merged or its
+    head untied. dtype: of such a copy; "auto" is that of the model's configuration.
+    """
     from retort.agents.hf import load_model
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     folder = Path(folder_or_name)
-    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        from transformers import AutoConfig
-
-        if not AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings:
-            return folder
-    return save_served(load_model(folder_or_name), chat, workplace / "served")
+    if find_adapter_config_file(folder_or_name) is not None:
+        kind = "float32"
+    else:
+        config = AutoConfig.from_pretrained(folder_or_name)
+        if not config.get_text_config().tie_word_embeddings:
+            return folder if folder.is_dir() else folder_or_name
+        kind = str(config.get_text_config().dtype or "float32").removeprefix("torch.")
+    return save_served(load_model(folder_or_name, dtype=kind if dtype == "auto" else dtype), chat, workplace / "served")
 
 
 def command(
@@ -110,7 +121,7 @@ def command(
     It has to answer log-probs of the distribution that was sampled from, take tokens for text, and load new weights.
     """
     arguments = ["vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port), "--dtype", dtype]
-    arguments += ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "64"]
+    arguments += ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--max-logprobs", str(MOST)]
     arguments += ["--generation-config", "vllm", "--enable-scale-out"]
     if name is not None:
         arguments += ["--served-model-name", name]

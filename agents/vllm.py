@@ -22,7 +22,7 @@ from typing import Any
 
 from retort.agents import serving
 from retort.agents import vllm_requests as requests
-from retort.agents.base import Completion, EngineError, Int64, Prompt, Sampling, TokenScores
+from retort.agents.base import Completion, EngineError, EnvironmentFault, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
 from retort.envs.base import TextEnv, UsageError, nearest
 
@@ -42,7 +42,6 @@ class VLLMPolicy:
 
     folder: of the model; `serving.servable` makes one that vLLM keeps in step. dtype: of weights and arithmetic.
     arguments: of vLLM's `EngineArgs`, such as `max_num_seqs` (the cap on concurrency) or `gpu_memory_utilization`.
-    missing: tokens so far that got no score.
 
     Raises:
         UsageError: vLLM takes no such argument.
@@ -61,8 +60,7 @@ class VLLMPolicy:
         dtype: str = "float32",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        self.chat, self.name, self.missing = chat, name, 0
-        self.version = 0
+        self.chat, self.name, self.version = chat, name, 0
         self._numbers = count()
         self._asked: dict[str, _Asked] = {}
         self._running: asyncio.Task[None] | None = None
@@ -74,9 +72,8 @@ class VLLMPolicy:
 
     def update(self, model: Any, version: int) -> None:
         """See `Engine.update`. It may come between two steps of completions that are under way."""
-        found = serving.shapes(model)
-        serving.check_shapes(found, self._shapes or found)
-        self._shapes = found
+        if self._shapes is not None:
+            serving.check_shapes(serving.shapes(model), self._shapes)
         with self._lock:
             try:
                 rpc = self._engine.model_executor.collective_rpc
@@ -89,7 +86,8 @@ class VLLMPolicy:
             self.version = version
 
     def check(self, model: Any, dtype: str) -> None:
-        """The folder that it was made from is the model's: nothing to compare."""
+        """The folder that it was made from is the model's: its weights are those that every update must bring."""
+        self._shapes = serving.shapes(model)
 
     def _weights(self, model: Any) -> Any:
         return serving.served(model)
@@ -123,10 +121,9 @@ class VLLMPolicy:
         )
 
     async def _score(self, sequence: Sequence[int], where: Sequence[int], k: int) -> TokenScores:
-        stop = int(max(where, default=-1)) + 1
         flat: Any = None
-        if 0 < stop < self.context:
-            _, output = await self._ask(sequence[:stop], requests.to_score(k))
+        if read := requests.to_read(sequence, where, self.context):
+            _, output = await self._ask(read, requests.to_score(k))
             flat = output.prompt_logprobs
 
         def entry(position: int) -> requests.Entry | None:
@@ -135,9 +132,7 @@ class VLLMPolicy:
             part = slice(flat.start_indices[position], flat.end_indices[position])
             return list(zip(flat.token_ids[part], flat.logprobs[part], strict=True))
 
-        found = requests.scores(sequence, where, entry, k)
-        self.missing += requests.missing([found])
-        return found
+        return requests.scores(sequence, where, entry, k)
 
     async def _ask(self, ids: Sequence[int], wanted: Mapping[str, Any]) -> tuple[_Asked, Any]:
         """The answer to one request: what was sampled, and vLLM's last word."""
@@ -204,9 +199,9 @@ class VLLMPolicy:
         return made
 
     def _rebuild(self, model: Any, cause: Exception) -> None:
-        """Makes the engine anew with the weights of `model`; completions that were under way fail."""
+        """Makes the engine anew with the weights of `model`; completions that were under way are lost."""
         for asked in self._asked.values():
-            lost = EngineError(f"the engine was made anew: {cause}")
+            lost = EnvironmentFault(f"the engine was made anew: {cause}")
             asked.future.get_loop().call_soon_threadsafe(_fail, asked.future, lost)
         self._asked.clear()
         self.close()

@@ -78,6 +78,7 @@ class Server:
         self.url, self.options = url.rstrip("/"), options
         self.usable = True
         self.open: set[str] = set()
+        self._halfway = False  # weights that were not loaded to their end, which only another start mends
         self._client: Any = None
         self._gate = asyncio.Semaphore()
         self._users = 0
@@ -177,10 +178,13 @@ class Server:
         """Takes the weights in `folder` between two steps; what is open goes on with them, its keys computed again.
 
         Raises:
-            EngineError: it failed, and cannot be used before it is started again.
+            EngineError: it failed, and cannot be used; if it broke off midway, not before it is started again.
         """
         try:
+            if self._halfway and self.label() != UNTRAINED:
+                raise EngineError(f"{self.url} was not started again")
             self.call("POST", "/pause", params={"mode": "keep"})
+            self._halfway = True
             kwargs = {"weights_path": str(folder)}
             self.call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": kwargs})
             if not self.call("POST", "/reset_prefix_cache", params={"reset_running_requests": True})["success"]:
@@ -189,29 +193,37 @@ class Server:
             self.call("POST", "/resume")
         except EngineError as error:
             self.usable = False
-            raise EngineError(f"{error}; new weights stopped halfway: start this server again, and resume") from error
-        self.usable = True
+            advice = "; new weights stopped halfway: start this server again" if self._halfway else ""
+            raise EngineError(f"{error}{advice}") from error
+        self.usable, self._halfway = True, False
 
 
 class VLLMServers:
     """A model that one server runs, or several; each episode stays with one as long as that lives.
 
-    expected: the model that they must have been started with, as its path or name; None for any. missing: tokens so far
-        that got no score.
+    expected: the model that they must have been started with, as its path or name; None for any. follows: whether they
+        get a learner's weights before they play; otherwise they must have those that they were started with.
 
     Raises:
-        EngineError: a server is not there, has another model, tokenizer or template, or samples and tells otherwise
-            than it must.
+        EngineError: a server is not there, has another model, tokenizer or template, holds a run's weights where it
+            must not, or samples and tells otherwise than it must.
     """
 
     barrier = False
 
     def __init__(
-        self, urls: Sequence[str], chat: Chat, *, name: str, expected: str | None, options: Serving | None = None
+        self,
+        urls: Sequence[str],
+        chat: Chat,
+        *,
+        name: str,
+        expected: str | None,
+        options: Serving | None = None,
+        follows: bool = True,
     ) -> None:
         self.options = options or Serving()
         self.servers = [Server(url, self.options) for url in urls]
-        self.chat, self.name, self.missing = chat, name, 0
+        self.chat, self.name, self._follows = chat, name, follows
         self.version, self._label = 0, ""
         self._shapes: serving.Shapes | None = None
         contexts = [self._meet(server, expected) for server in self.servers]
@@ -222,6 +234,10 @@ class VLLMServers:
         server.wait()
         (card, *_) = server.call("GET", "/v1/models")["data"]
         label = server.label()
+        if label != UNTRAINED and not self._follows:
+            raise EngineError(
+                f"{server.url} holds weights {label} of a run, expected those of {expected}: start it again"
+            )
         if label == UNTRAINED and expected is not None and not _same(card, expected):
             raise EngineError(f"{server.url} serves the model {card['root']}, expected {expected}")
         for text in (SAMPLE, *_words(self.chat.tokenizer)):
@@ -248,13 +264,15 @@ class VLLMServers:
         """Servers live on."""
 
     def check(self, model: Any, dtype: str) -> None:
-        """Whether servers that are as they were started have the weights of `model`, by what both say of a text.
+        """Whether servers that are as they were started have the weights of `model`, by what both say of a text. Every
+        update must bring weights of these names and shapes.
 
         Raises:
             EngineError: they have others.
         """
         from retort.agents.scoring import score_tokens
 
+        self._shapes = serving.shapes(model)
         ids = self.chat.prompt([{"role": "user", "content": SAMPLE}])
         at = list(range(1, len(ids)))
         (own,) = score_tokens(model, [ids], [at])
@@ -268,16 +286,29 @@ class VLLMServers:
                 raise EngineError(f"{server.url} has other weights than the learner: {far:.3g} nats apart on average")
 
     def update(self, model: Any, version: int) -> None:
-        """See `Engine.update`: writes the weights into `shared`, and has each server load them."""
-        found = serving.shapes(model)
-        serving.check_shapes(found, self._shapes or found)
+        """See `Engine.update`: writes the weights into `shared`, and has each server load them that is there.
+
+        Raises:
+            EngineError: none took them, or they are no weights of its model.
+        """
+        if self._shapes is not None:
+            serving.check_shapes(serving.shapes(model), self._shapes)
         if not self.options.shared:
             raise EngineError("engine_args.shared: expected a folder that the servers can read, found none")
-        self._shapes, self._label = found, str(version)
+        self._label = str(version)
         place = Path(self.options.shared).resolve()
         folder = serving.save_served(model, self.chat, place / f"version-{version}")
+        failed: EngineError | None = None
         for server in self.servers:
-            server.load(folder, self._label)
+            if not server.usable and not server.healthy():
+                continue
+            try:
+                server.load(folder, self._label)
+            except EngineError as error:
+                failed = error
+                log.warning("left out until the next update: %s", error)
+        if not any(server.usable for server in self.servers):
+            raise failed or self._nobody()
         for old in place.glob("version-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
@@ -297,8 +328,11 @@ class VLLMServers:
     def _choose(self) -> Server:
         usable = [server for server in self.servers if server.usable]
         if not usable:
-            raise EngineError(f"no vLLM server is left of {', '.join(server.url for server in self.servers)}")
+            raise self._nobody()
         return min(usable, key=lambda server: len(server.open))
+
+    def _nobody(self) -> EngineError:
+        return EngineError(f"no vLLM server is left of {', '.join(server.url for server in self.servers)}")
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, episode: str, seed: int) -> Completion:
         room = self.context - len(prompt.token_ids)
@@ -310,11 +344,12 @@ class VLLMServers:
             raise EnvironmentFault(str(down)) from down
         ids = choice["token_ids"]
         logp = [item["logprob"] for item in choice["logprobs"]["content"]]
-        versions = [self._number(span["version"]) for span in choice["weight_versions"] for _ in _span(span)]
+        spans = choice["weight_versions"]
+        versions = [int(span["version"]) if self._label else 0 for span in spans for _ in _span(span)]
         return requests.completion(ids, logp, versions, sampling, stopped=choice["finish_reason"] == "stop")
 
     async def _answer(self, body: Mapping[str, Any], episode: str | None = None) -> dict[str, Any]:
-        """From the episode's server, else from one that is left.
+        """From the episode's server, else from one that is left. One that has other weights than it must is left alone.
 
         Raises:
             Down: a server that lives does not answer this request.
@@ -325,17 +360,22 @@ class VLLMServers:
             server = server or self._choose()
             try:
                 async with server.line():
-                    return await server.ask(body)
+                    answer = await server.ask(body)
             except Down:
-                if await asyncio.to_thread(server.healthy):
+                if server.usable and await asyncio.to_thread(server.healthy):
                     raise  # it lives: this request alone is more than it can do
                 server.usable = False
+                continue
+            labels = {str(span["version"]) for span in answer["choices"][0].get("weight_versions") or ()}
+            if not (foreign := sorted(filter(self._is_foreign, labels))):
+                return answer
+            if server.usable:
+                log.warning("%s has other weights now (%s), and is left alone", server.url, ", ".join(foreign))
+            server.usable = False
 
-    def _number(self, label: str) -> int:
-        """The version that a server's label means. One that lost its weights must not play on."""
-        if self._label and not label.isdigit():
-            raise EnvironmentFault(f"a server was started again: its weights are {label!r}, expected {self._label!r}")
-        return int(label) if label.isdigit() else 0
+    def _is_foreign(self, label: str) -> bool:
+        """Whether weights of that label must not play: a run's where it has none, the first ones after an update."""
+        return not label.isdigit() if self._label else label != UNTRAINED and not self._follows
 
     async def score(
         self,
@@ -349,19 +389,15 @@ class VLLMServers:
     ) -> list[TokenScores]:
         """See `Policy.score`. What no server could score has no score."""
         requests.refuse(self.name, ids=ids, k=k, entropy=entropy, temperature=temperature)
-        found = await asyncio.gather(
+        return await asyncio.gather(
             *(self._score(sequence, where, k) for sequence, where in zip(sequences, positions, strict=True))
         )
-        self.missing += requests.missing(found)
-        return found
 
     async def _score(self, sequence: Sequence[int], where: Sequence[int], k: int) -> TokenScores:
-        stop = int(max(where, default=-1)) + 1
         answer: dict[str, Any] = {}
-        if 0 < stop < self.context:
-            tokens = [int(number) for number in sequence[:stop]]
+        if read := requests.to_read(sequence, where, self.context):
             with suppress(Down):  # no score is not a score of 0: `scores` leaves NaN, which is counted
-                answer = await self._answer({"token_ids": tokens, "sampling_params": requests.to_score(k)})
+                answer = await self._answer({"token_ids": read, "sampling_params": requests.to_score(k)})
         return _read(answer, sequence, where, k)
 
 
@@ -395,13 +431,18 @@ def _same(card: Mapping[str, Any], expected: str) -> bool:
         return True
     here = [Path(name) for name in names if Path(name).is_dir()]
     if here:
-        return any(_weights(folder) == _weights(wanted) for folder in here)
+        own = _weights(wanted)
+        return bool(own) and any(_weights(folder) == own for folder in here)
     return wanted.resolve().name in {Path(name).name for name in names}
 
 
 def _weights(folder: Path) -> dict[str, str]:
     """The digest of each file of weights."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _advice(said: str) -> str:

@@ -50,6 +50,12 @@ def to_score(k: int) -> dict[str, Any]:
     return {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": k, "detokenize": False, "ignore_eos": True}
 
 
+def to_read(sequence: Sequence[int], positions: Sequence[int], context: int) -> list[int]:
+    """The tokens to send for scores of `positions`; none where that is more than the context takes with one more."""
+    stop = int(max(positions, default=-1)) + 1
+    return [int(number) for number in sequence[:stop]] if stop < context else []
+
+
 def completion(
     ids: Sequence[int], logp: Sequence[float], versions: Sequence[int], sampling: Sampling, *, stopped: bool
 ) -> Completion:
@@ -106,11 +112,6 @@ def scores(
     with np.errstate(divide="ignore"):
         rest = np.log(np.clip(1 - np.exp(top_logp.astype(np.float64)).sum(-1), 0, None))
     return TokenScores(logp, topk_ids=top_ids, topk_logp=top_logp, rest_logp=rest.astype(np.float32))
-
-
-def missing(found: Sequence[TokenScores]) -> int:
-    """How many tokens have no score."""
-    return int(sum(np.isnan(item.logp).sum() for item in found))
 
 
 def entry_of_json(told: Mapping[str, Any] | None, token: int, k: int) -> Entry | None:

@@ -99,7 +99,8 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         groups = {"prompts": config.prompts, "group_size": config.group_size, "seed": config.seed}
         again = getattr(config.options, "resample", 0)
         ways = [own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again) for runner in runners]
-        with played_ahead(ways, steps=config.steps) as episodes:
+        breaks = [runner.stop for runner in runners]
+        with played_ahead(ways, steps=config.steps, breaks=breaks) as episodes:
             scorer = _scorer(config, policy, chat)
             yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -54,20 +55,25 @@ def teacher_scores(
     teacher: Teacher | Apart | None,
     views: Sequence[TeacherView],
     batch: TokenBatch,
+    arithmetic: Callable[[], AbstractContextManager[None]],
 ) -> list[Scored]:
-    """The teacher's scores of the student's tokens, at the student's support and the student's temperature."""
+    """The teacher's scores of the student's tokens, at the student's support and the student's temperature.
+
+    arithmetic: the precision of a teacher in this process; an engine has its own.
+    """
     if teacher is None or not views:
         return []
     if not isinstance(teacher, Teacher):
         return _scores_from_afar(teacher, views)
     support = batch.support_ids
-    return teacher.score(
-        views,
-        ids=None if support is None else [support[view.row, torch.from_numpy(view.covers)] for view in views],
-        entropy=recipe.teacher_entropy,
-        temperature=[float(batch.temperature[view.row]) for view in views],
-        max_tokens=config.learner.micro_tokens,
-    )
+    with arithmetic():
+        return teacher.score(
+            views,
+            ids=None if support is None else [support[view.row, torch.from_numpy(view.covers)] for view in views],
+            entropy=recipe.teacher_entropy,
+            temperature=[float(batch.temperature[view.row]) for view in views],
+            max_tokens=config.learner.micro_tokens,
+        )
 
 
 def _scores_from_afar(engine: Apart, views: Sequence[TeacherView]) -> list[Scored]:

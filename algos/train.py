@@ -123,8 +123,9 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
             batch = _with_student(recipe, config, parts, batch, rows)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
-            with parts.learner.arithmetic():
-                scores = teacher_scores(recipe, config, parts.scorer or parts.teacher, views, batch)
+            scores = teacher_scores(
+                recipe, config, parts.scorer or parts.teacher, views, batch, parts.learner.arithmetic
+            )
             batch = with_teacher(batch, views, scores, recipe.channels)
         with clock.stage("probe"):
             metrics |= parts.probe(batch, rows, views)

@@ -235,7 +235,7 @@ def evaluate_command(
     """Evaluate an agent on an environment's tasks."""
     from retort.agents.estimate import estimate
     from retort.agents.evaluate import begin, reopen
-    from retort.agents.evaluation import EvalConfig, Evaluation
+    from retort.agents.evaluation import EvalConfig, Evaluation, refuse_played
     from retort.algos.config import ConfigError, parse
     from retort.progress import estimate_table
 
@@ -267,6 +267,8 @@ def evaluate_command(
         found = estimate(config)
         typer.echo(json.dumps(asdict(found))) if as_json else console.print(estimate_table(found))
         return
+    if out is not None:
+        refuse_played(out)
     create = partial(Evaluation.create, out) if out is not None else partial(Evaluation.named, Path("runs/eval"))
     _play(begin(config, lambda facts: create(config, facts)), as_json)
 
@@ -300,13 +302,15 @@ def serve(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     context_tokens: Annotated[int | None, typer.Option(min=8, help="Of a conversation; by default all.")] = None,
     python: Annotated[str, typer.Option(help="The interpreter that has vLLM.")] = sys.executable,
-    folder: Annotated[Path, typer.Option(help="Where a copy goes, if one is needed.")] = Path("runs/serve"),
+    folder: Annotated[
+        Path | None, typer.Option(help="Where a copy goes, if one is needed; by default runs/serve/PORT.")
+    ] = None,
 ) -> None:
     """Start a vLLM server that can be trained with: --engine vllm:http://127.0.0.1:PORT."""
     from retort.agents.chat import Chat
     from retort.agents.serving import command, servable
 
-    served = servable(model, Chat.load(model), folder)
+    served = servable(model, Chat.load(model), folder or Path("runs/serve", str(port)), dtype)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     arguments, environment = command(served, port, dtype=dtype, name=name, context=context_tokens)
     os.execvpe(python, [python, "-m", *arguments], {**os.environ, **environment})

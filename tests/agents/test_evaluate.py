@@ -18,13 +18,32 @@ from hypothesis import strategies as st
 from retort.agents import scripted
 from retort.agents.base import Provenance, Sampling, Trajectory
 from retort.agents.evaluate import evaluate, play, spread
-from retort.agents.policies import load_player
+from retort.agents.policies import PREFIXES, Player, load_player
 from retort.agents.report import pass_at_k, pass_hat_k, rate, report
 from retort.agents.rollout import Runner
 from retort.envs.base import TaskRef, TextSpace, UsageError
 
 SHELL = "retort/Shell-v0"
 UNSAFE = {"sandbox": "unsafe"}
+
+
+def test_a_player_is_closed_where_the_evaluation_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, closed = list[str](), list[str]()
+
+    def load(name: str, given: Any) -> Player:
+        loaded.append(name)
+        return replace(load_player("gold"), close=lambda: closed.append(name))
+
+    monkeypatch.setitem(PREFIXES, "mine", load)
+    asked = partial(evaluate, SHELL, "mine:x", env_args=UNSAFE, limit=1)
+    with pytest.raises(UsageError, match="context_tokens"):
+        asked(context_tokens=100)
+    assert (loaded, closed) == (["x"], ["x"])
+    asked(out=tmp_path / "out")
+    assert (loaded, closed) == (["x"] * 2, ["x"] * 2)
+    with pytest.raises(UsageError, match="already holds an evaluation"):
+        asked(out=tmp_path / "out")
+    assert loaded == ["x"] * 2, "the folder is looked at before anything is loaded"
 
 
 def test_pass_at_k_by_hand() -> None:

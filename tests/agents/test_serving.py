@@ -61,7 +61,19 @@ def test_only_what_engines_lose_is_copied(folder: Path, tied: Any, chat: Chat, t
     assert serving.servable(str(folder), chat, tmp_path) == folder
     tied.save_pretrained(tmp_path / "tied")
     chat.save(tmp_path / "tied")
-    assert serving.servable(str(tmp_path / "tied"), chat, tmp_path) == tmp_path / "served"
+    for dtype, kind in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        place = serving.servable(str(tmp_path / "tied"), chat, tmp_path, dtype)
+        assert place == tmp_path / "served"
+        assert load_file(place / "model.safetensors")["lm_head.weight"].dtype == kind
+
+
+def test_shapes_are_those_of_what_is_served_and_nothing_is_merged_for_them(
+    adapted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {name: tuple(value.shape) for name, value in serving.served(adapted)}
+    layer = next(item for item in adapted.modules() if hasattr(item, "get_delta_weight"))
+    monkeypatch.setattr(type(layer), "get_delta_weight", None)
+    assert serving.shapes(adapted) == expected
 
 
 def test_other_weights_are_named(model: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from retort.agents import serving
-from retort.agents.base import ContextFull, EngineError, Finish, Prompt, Sampling
+from retort.agents.base import ContextFull, EngineError, EnvironmentFault, Finish, Prompt, Sampling
 from retort.agents.chat import Chat
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
@@ -119,7 +119,6 @@ def test_sampled_and_scored_logps_are_our_own(engine: VLLMPolicy, chat: Chat, le
     scored = asyncio.run(engine.score(rows, places))
     for item, (ids, at, _) in zip(scored, played, strict=True):
         assert far(item.logp, ours(learner, ids, at)) < NATS
-    assert engine.missing == 0
 
 
 def test_ten_updates_later_it_still_agrees(engine: VLLMPolicy, chat: Chat, learner: Any) -> None:
@@ -226,13 +225,11 @@ def test_what_it_cannot_score_is_refused_by_name(engine: VLLMPolicy, options: An
         asyncio.run(engine.score([[1, 2]], [[1]], **options))
 
 
-def test_what_does_not_fit_has_no_score_and_is_counted(engine: VLLMPolicy) -> None:
-    before = engine.missing
+def test_what_does_not_fit_has_no_score(engine: VLLMPolicy) -> None:
     long = [5] * (engine.context + 1)
     told, fits = asyncio.run(engine.score([long, long], [[3, engine.context], [3]]))
     assert np.isnan(told.logp).all()
     assert np.isfinite(fits.logp).all()
-    assert engine.missing == before + 2
 
 
 def test_a_full_context_is_said_so(engine: VLLMPolicy) -> None:
@@ -243,6 +240,7 @@ def test_a_full_context_is_said_so(engine: VLLMPolicy) -> None:
 
 
 def test_other_weights_are_refused_and_change_nothing(engine: VLLMPolicy, chat: Chat, learner: Any) -> None:
+    engine.check(learner, "float32")
     engine.update(learner, 40)
     before = play(engine, [prompt(chat)], Sampling(max_new_tokens=6), [1])
     other = copy.deepcopy(learner)
@@ -263,7 +261,20 @@ def test_an_engine_that_failed_midway_is_made_anew(
             yield item
 
     monkeypatch.setattr(engine, "_weights", breaks)
-    engine.update(learner, 50)
+
+    async def under_way() -> list[Any]:
+        sampling = Sampling(max_new_tokens=900)
+        calls = [engine.generate(prompt(chat), sampling, episode=str(n), seed=n) for n in range(4)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        while not any(asked.ids for asked in engine._asked.values()):
+            await asyncio.sleep(0)
+        held = len(engine._asked)
+        engine.update(learner, 50)
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(item, EnvironmentFault) for item in found) == held, found
+        return found
+
+    assert any("made anew" in str(item) for item in asyncio.run(under_way()))
     ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=12), 3, turns=2)
     assert far(ours(learner, ids, at), logp) < NATS
     assert engine.version == 50

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from concurrent.futures import CancelledError
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
-from retort.algos.ahead import played_ahead
+from retort.agents.episode import EpisodeRequest
+from retort.agents.rollout import Runner
+from retort.agents.scripted import byte_chat
+from retort.algos.ahead import played_ahead, shared_loop
 from retort.algos.config import ConfigError, preset, resolve
+from retort.envs.catalogue import make
 
 
 class Played:
@@ -60,6 +68,46 @@ def test_what_broke_is_raised_at_its_step_and_nothing_more_is_begun() -> None:
         with pytest.raises(OSError, match="went away"):
             episodes(1)
     assert max(played.steps) <= 2
+
+
+class Endless:
+    """A policy that never answers, and takes its time to let an episode go."""
+
+    name, version, barrier = "endless", 0, False
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.let_go = False
+
+    async def begin(self, episode: str, env: Any) -> None:
+        pass
+
+    async def generate(self, prompt: Any, sampling: Any, *, episode: str, seed: int) -> Any:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def end(self, episode: str) -> None:
+        await asyncio.sleep(0.05)
+        self.let_go = True
+
+
+def test_a_run_that_ends_breaks_off_the_steps_that_are_under_way() -> None:
+    policy = Endless()
+    shell = partial(make, "retort/Shell-v0", split="train", sandbox="unsafe")
+    runner = Runner(shell, policy, byte_chat(), env_id="retort/Shell-v0", concurrency=1)  # type: ignore[arg-type]
+    played = Played()
+    played.free.release()
+
+    def stuck(step: int) -> Any:
+        return runner.run([EpisodeRequest(None, step, 0, str(step))])
+
+    with closing(runner), shared_loop() as runner.loop:
+        with played_ahead([played, stuck], steps=9, breaks=[runner.stop]) as episodes:
+            assert episodes(0) == [0]
+            assert policy.asked.wait(60)
+        with pytest.raises(CancelledError):
+            stuck(3)  # nor is another begun
+    assert policy.let_go
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from retort.agents.base import TokenScores
 from retort.agents.scoring import score_tokens
 from retort.algos.base import TeacherOptions
+from retort.algos.taught import teacher_scores
 from retort.algos.teacher import Teacher
 from retort.feedback.base import TeacherView
 from torch import nn
@@ -119,6 +121,29 @@ def test_views_are_scored_by_the_teachers_weights(make_model) -> None:
     assert not scored().logp.requires_grad
     (plain,) = teacher.logp([ids], [np.array([4, 6])], temperature=[0.7], max_tokens=64)
     torch.testing.assert_close(plain.logp, expected(other).logp)
+
+
+class Asked:
+    """An engine that notes whether the learner's precision reaches it."""
+
+    inside: bool
+
+    async def score(self, sequences, positions):
+        self.inside = torch.is_autocast_enabled("cpu")
+        return [TokenScores(np.zeros(len(at), np.float32)) for at in positions]
+
+
+def test_the_learners_precision_is_for_a_teacher_in_this_process_alone() -> None:
+    view = TeacherView(row=0, channel=0, token_ids=np.arange(4), at=np.array([2]), covers=np.array([2]))
+    engine, entered = Asked(), []
+
+    def arithmetic():
+        entered.append(1)
+        return torch.autocast("cpu", torch.bfloat16)
+
+    (found,) = teacher_scores(None, None, engine, [view], None, arithmetic)
+    assert found.logp.tolist() == [0.0]
+    assert (engine.inside, entered) == (False, [])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
