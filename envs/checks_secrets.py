@@ -73,7 +73,9 @@ def answer_in_every_prompt(subject: Subject) -> str:
     It is no fault: where copying or reading is the task, the answer belongs there.
     """
     answers = _last_actions(subject)
-    episodes = [episode for episode in subject.played("null") if episode.ref.key in answers]
+    episodes = subject.played("null")
+    if not episodes or any(episode.ref.key not in answers for episode in episodes):
+        return ""
     for episode in episodes:
         answer = answers[episode.ref.key]
         others = set(answers.values()) - {answer}
@@ -81,8 +83,6 @@ def answer_in_every_prompt(subject: Subject) -> str:
             return ""
         if not _wins(subject, episode, [answer]):
             return ""
-    if not episodes:
-        return ""
     example = shown(answers[episodes[0].ref.key])
     return f"every prompt holds its answer, such as {example}: sound only where copying or reading is the task"
 
