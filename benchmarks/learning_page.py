@@ -97,6 +97,25 @@ others, since it replaces groups of equal rewards.
 
 The sweep goes on where it stopped; until every arm has five seeds, this page is a partial table.
 """
+# Written by hand; the numbers are in the tables.
+FINDINGS = """
+## What we make of it
+
+- Feedback in the loss is worth something early, before there is much to compare within a group; at this length reward
+  catches up. That the feedback is the task's own decides everything for SDPO and nothing for SRPO, which teaches the few
+  failures of a group that reward sorts out anyway.
+- A teacher that is the student itself falls once it is right most of the time: what it is shown is then mostly its own
+  solution, and answers get longer without getting better. A teacher that stays, that follows slowly or that is held in a
+  trust region does not fall.
+- OPSD falls because of its clip and not because it has no reward: the clip takes the gradient from the largest summands
+  of KL(T||S), which are the words that the student lacks, and leaves the many small ones. Without it, it learns. By
+  KL(S||T) it is the SDPO of a fixed teacher.
+- SDAR's gate does nothing here that half a gate does not: its teacher, the same weights with skills in the prompt, is
+  hardly better than the student (the run's own warning says so).
+- Without groups, the verdict alone is a gamble: in one of the runs here it pushes away what it knew before it has found
+  anything. With the hint beside it every seed learns. A hint alone teaches style and little of what is right. Where one
+  may ask eight times, a group of 8 is better than both.
+"""
 
 
 def write(folder: Path, lines: Sequence[Line], arms: Mapping[str, Any], worlds: Mapping[str, Any]) -> None:
@@ -106,7 +125,7 @@ def write(folder: Path, lines: Sequence[Line], arms: Mapping[str, Any], worlds: 
         names = [name for name in arms if arms[name].world == world and any(line["arm"] == name for line in lines)]
         if names:
             parts += [f"## {worlds[world].env}\n\n{worlds[world].says}\n", *_tables(lines, names, arms)]
-    (folder / "learning.md").write_text("\n".join([*parts, *_claims(lines)]) + "\n")
+    (folder / "learning.md").write_text("\n".join([*parts, *_claims(lines)]) + "\n" + FINDINGS)
     draw(lines, folder / "learning.svg", arms, worlds)
 
 
