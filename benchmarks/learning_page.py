@@ -102,17 +102,15 @@ FINDINGS = """
 ## What we make of it
 
 - Feedback in the loss is worth something early, before there is much to compare within a group; at this length reward
-  catches up. That the feedback is the task's own decides everything for SDPO and nothing for SRPO, which teaches the few
-  failures of a group that reward sorts out anyway.
-- A teacher that is the student itself falls once it is right most of the time: what it is shown is then mostly its own
-  solution, and answers get longer without getting better. A teacher that stays, that follows slowly or that is held in a
-  trust region does not fall.
-- OPSD falls because of its clip and not because it has no reward: the clip takes the gradient from the largest summands
-  of KL(T||S), which are the words that the student lacks, and leaves the many small ones. Without it, it learns. By
-  KL(S||T) it is the SDPO of a fixed teacher.
+  catches up. That the feedback is the task's own decides everything for SDPO and nothing for SRPO, perhaps because it
+  shows the teacher failures alone, and reward holds the successes.
+- A teacher that is the student itself falls once it is right most of the time, and its answers get longer without
+  getting better. A teacher that stays, that follows slowly or that is held in a trust region does not fall.
+- OPSD falls because of its clip and not because it has no reward: without the clip it learns, and by KL(S||T) it is the
+  SDPO of a fixed teacher. A clipped summand has no gradient, and here the largest ones are what the student lacks.
 - SDAR's gate does nothing here that half a gate does not: its teacher, the same weights with skills in the prompt, is
   hardly better than the student (the run's own warning says so).
-- Without groups, the verdict alone is a gamble: in one of the runs here it pushes away what it knew before it has found
+- Without groups, the verdict alone is a gamble: in some runs it pushes away what the model knew before it has found
   anything. With the hint beside it every seed learns. A hint alone teaches style and little of what is right. Where one
   may ask eight times, a group of 8 is better than both.
 """
