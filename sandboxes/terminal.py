@@ -22,7 +22,7 @@ from retort.sandboxes.streams import BLOCK, FLOOD, LEAST_FLOOD
 
 START_S = 10.0  # for a shell to show its first prompt
 GRACE_S = 0.5  # after Ctrl-C, and after the kill that follows it
-QUIET_S = 0.25  # at a prompt without a marker, before the marker counts as lost
+QUIET_S = 2.0  # at a prompt without a marker, before it counts as lost: a busy machine may keep bash from its input
 LINE_MODE = 4000  # bytes that a terminal takes as one line (the kernel's limit is 4095)
 SEEN = 1 << 18  # bytes of output kept for `screen`
 
@@ -172,7 +172,7 @@ class BashTerminal:
             if now >= deadline or output.total > cap:
                 return "late" if now >= deadline else "flood"
             before = len(self._buffer)
-            if not self._pump(min(deadline - now, QUIET_S / 4)):
+            if not self._pump(min(deadline - now, QUIET_S / 8)):
                 output.add(self._buffer)
                 return "gone"
             if len(self._buffer) > before or not self._at_prompt():
