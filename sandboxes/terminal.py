@@ -7,6 +7,7 @@ several lines, quotes and control characters arrive exactly and an unfinished qu
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -22,9 +23,10 @@ from retort.sandboxes.streams import BLOCK, FLOOD, LEAST_FLOOD
 
 START_S = 10.0  # for a shell to show its first prompt
 GRACE_S = 0.5  # after Ctrl-C, and after the kill that follows it
-QUIET_S = 2.0  # at a prompt without a marker, before it counts as lost: a busy machine may keep bash from its input
+QUIET_S = 0.25  # at a prompt with nothing left to read and no marker, before the marker counts as lost
 LINE_MODE = 4000  # bytes that a terminal takes as one line (the kernel's limit is 4095)
 SEEN = 1 << 18  # bytes of output kept for `screen`
+TIOCGPTPEER = 0x5441  # opens the other side of a PTY, whoever has it
 
 Why = Literal["end", "late", "flood", "gone", "lost"]
 
@@ -172,10 +174,10 @@ class BashTerminal:
             if now >= deadline or output.total > cap:
                 return "late" if now >= deadline else "flood"
             before = len(self._buffer)
-            if not self._pump(min(deadline - now, QUIET_S / 8)):
+            if not self._pump(min(deadline - now, QUIET_S / 4)):
                 output.add(self._buffer)
                 return "gone"
-            if len(self._buffer) > before or not self._at_prompt():
+            if len(self._buffer) > before or not self._at_prompt() or self._unread():
                 quiet = time.monotonic()
             elif time.monotonic() - quiet > QUIET_S:
                 output.add(self._buffer)
@@ -217,6 +219,17 @@ class BashTerminal:
             return raw and self._group != 0 and os.tcgetpgrp(self._master) == self._group
         except (OSError, termios.error):
             return False
+
+    def _unread(self) -> int:
+        """Bytes typed that nobody has read yet: on a busy machine a shell at its prompt may take its time."""
+        try:
+            peer = fcntl.ioctl(self._master, TIOCGPTPEER, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:  # EIO: the shell is gone, which the next read will tell
+            return 0
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(peer, termios.FIONREAD, bytes(4)))[0])
+        finally:
+            os.close(peer)
 
     def _exit_code(self) -> int | None:
         data = os.read(self._status, 4) if _readable(self._status, 1.0) else b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from retort.sandboxes.base import ExecTimeout, Limits, Terminal
 from retort.sandboxes.guest import Guest
-from retort.sandboxes.terminal import _quoted
+from retort.sandboxes.terminal import QUIET_S, BashTerminal, _quoted
 
 NAP = f"{3000 + os.getpid()}"  # seconds that nobody else on this machine sleeps
 
@@ -195,3 +196,18 @@ def test_a_command_that_may_not_read_what_is_typed_reads_an_end(sandbox: Guest) 
     assert terminal.run("pwd; echo $kept", interactive=False).text.split() == ["/tmp", "1"]
     late = terminal.run("cat", timeout=0.3)
     assert late.timed_out
+
+
+def test_a_shell_that_is_slow_to_read_has_lost_nothing(sandbox: Guest) -> None:
+    """As on a busy machine: it stands at its prompt, and what was typed waits for longer than a lost marker may."""
+    terminal = sandbox.open_terminal()
+    assert isinstance(terminal, BashTerminal)
+    terminal.run("true")
+    while not terminal._at_prompt():
+        time.sleep(0.001)
+    sandbox.exec(["kill", "-STOP", str(terminal._pid)])
+    go_on = threading.Timer(4 * QUIET_S, sandbox.exec, [["kill", "-CONT", str(terminal._pid)]])
+    go_on.start()
+    assert terminal.run("echo $((6 * 7))").text == "42\n"
+    go_on.join()
+    assert terminal.restarts == 0
