@@ -42,6 +42,9 @@ from retort.envs.reasoning_gym_tasks import (
 
 import retort  # noqa: F401  (registers the environment)
 
+# Their verifiers give a little for a letter or a length that is right by chance; the others a consolation at most.
+LENIENT = [*WORDS, "figlet_font", "palindrome_generation", "sentence_reordering", "spell_backward"]
+
 OFFERED = sorted(set(DATASETS) - set(REFUSED))
 
 
@@ -79,7 +82,8 @@ def test_gold_scores_one_and_nothing_is_drawn_elsewhere(generator: str) -> None:
     for question in questions(generator, "{}", "train", 2):
         _, reward, _, _, info = answered(env, question.ref.key, "")
         assert (reward, info["invalid"]) == ((0.0, True) if question.answer else (1.0, False))
-        assert answered(env, question.ref.key, "done")[1] < 0.3  # some give a little for a letter or a length
+        if generator not in LENIENT:
+            assert answered(env, question.ref.key, "done")[1] <= 0.05
     env.close()
     again.close()
     assert generators() == before
@@ -252,9 +256,7 @@ def test_what_is_plain_would_pass_or_is_no_expression(generator: str, answer: st
             pass
 
 
-@pytest.mark.parametrize(
-    "generator", [*WORDS, "figlet_font", "palindrome_generation", "sentence_reordering", "spell_backward"]
-)
+@pytest.mark.parametrize("generator", LENIENT)
 def test_what_is_said_without_a_look_at_the_question_is_worth_nothing(generator: str) -> None:
     """By those verifiers that give a little for what is near to an answer by chance; the others give nothing."""
     with untouched_generators():
