@@ -134,8 +134,8 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
     if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
         with clock.stage("signals"):
-            whose = parts.teacher.provenance if parts.teacher is not None and parts.scorer is None else ""
-            whose = f"scored by {config.scorer}" if parts.scorer is not None and recipe.channels else whose
+            whose = "" if parts.teacher is None else parts.teacher.provenance
+            whose = f"scored by {config.scorer}" if whose and parts.scorer is not None else whose
             told = signals.table(
                 trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
             )
