@@ -37,13 +37,13 @@ def cold_model(folder: str | None) -> str:
     if folder is not None:
         return folder
     from retort.algos.config import preset, resolve
-    from retort.algos.launch import cold_start
+    from retort.algos.launch import cold_config, cold_start
 
     from retort.progress import Bars
 
     with Bars() as bars:
         config = resolve({**preset("grpo", "tiny"), "env": ENV, "seed": 0})
-        return str(cold_start(config, Path("runs/benchmarks/cold-start"), bars))
+        return str(cold_start(cold_config(config), Path("runs/benchmarks/cold-start"), bars))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
