@@ -80,7 +80,7 @@ lint: install
 conformance: install
 	$(BIN)/python benchmarks/conformance.py --write docs/conformance.md
 
-bench: install
+bench: install packages
 	$(BIN)/python benchmarks/run.py
 
 clean:
