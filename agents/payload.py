@@ -217,7 +217,7 @@ def _opened(
     except (pa.ArrowException, ValueError, OSError) as error:
         raise PayloadError(f"expected an Arrow stream, found {error}") from error
     if not isinstance(about, dict) or about.get("is") != what:
-        raise PayloadError(f"expected a payload that is a {what}, found {about}")
+        raise PayloadError(f"expected the payload of a teacher's {what}, found {about}")
     if wrong := [name for name, kind in says.items() if not isinstance(about.get(name), kind)]:
         raise PayloadError(f"a {what} says of itself {', '.join(says)}: found {about} ({wrong[0]})")
     for name in (*needed, *table.column_names):
