@@ -103,7 +103,8 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         ways = [own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again) for runner in runners]
         breaks = [runner.stop for runner in runners]
         with played_ahead(ways, steps=config.steps, breaks=breaks) as episodes:
-            scorer = _pool(config, chat, learner, tasks) if config.teachers else _scorer(config, policy, chat)
+            scorer: Apart | Pool | None = _pool(config, chat, learner, tasks) if config.teachers else None
+            scorer = scorer or _scorer(config, policy, chat)
             yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
 
 

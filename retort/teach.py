@@ -34,14 +34,14 @@ PATHS = "GET /health, GET /card, POST /score"
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Loaded:
     """Who teaches, as it introduces itself, and with what."""
 
     policy: Policy
     card: Card
 
 
-def load_hf(model: str, dtype: str, device: str) -> Teaching:
+def load_hf(model: str, dtype: str, device: str) -> Loaded:
     """A transformers model, which gives everything."""
     from safetensors import SafetensorError
 
@@ -54,10 +54,10 @@ def load_hf(model: str, dtype: str, device: str) -> Teaching:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"model {model!r} cannot be loaded: {error}") from error
-    return Teaching(policy, card_of(policy.model, policy.chat, model))
+    return Loaded(policy, card_of(policy.model, policy.chat, model))
 
 
-def load_vllm(model: str, dtype: str, device: str) -> Teaching:
+def load_vllm(model: str, dtype: str, device: str) -> Loaded:
     """The same with vLLM, which scores sampled tokens at temperature 1 and knows no more of its weights than a name."""
     if device != "auto":
         raise UsageError(f"device {device!r} is for the engine hf; vLLM finds its own (CUDA_VISIBLE_DEVICES)")
@@ -65,10 +65,10 @@ def load_vllm(model: str, dtype: str, device: str) -> Teaching:
     made = make_engine("vllm", model, chat, dtype=dtype, follows=False, arguments={})
     entries = len(chat.tokenizer)
     card = Card(model, model, chat.tokenizer_digest, chat.template_digest, entries, made.context, ())
-    return Teaching(made, card)
+    return Loaded(made, card)
 
 
-ENGINES: dict[str, Callable[[str, str, str], Teaching]] = {"hf": load_hf, "vllm": load_vllm}
+ENGINES: dict[str, Callable[[str, str, str], Loaded]] = {"hf": load_hf, "vllm": load_vllm}
 
 
 class TeachServer(ThreadingHTTPServer):
@@ -81,7 +81,7 @@ class TeachServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int) -> None:
         super().__init__((host, port), Handler, bind_and_activate=False)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="retort-teacher")
-        self.teaching: Teaching
+        self.loaded: Loaded
         try:
             self.server_bind()
         except OSError as error:
@@ -98,9 +98,9 @@ class TeachServer(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
-    def open(self, teaching: Teaching) -> None:
+    def open(self, loaded: Loaded) -> None:
         """From now on connections are taken."""
-        self.teaching = teaching
+        self.loaded = loaded
         self.server_activate()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -110,9 +110,9 @@ class TeachServer(ThreadingHTTPServer):
 
     def answer(self, asked: Question) -> bytes:
         """The scores, in the worker's thread."""
-        card = self.teaching.card
+        card = self.loaded.card
         scores: list[TokenScores] = run_loop(
-            lambda: self.teaching.policy.score(
+            lambda: self.loaded.policy.score(
                 asked.sequences,
                 asked.positions,
                 ids=asked.ids,
@@ -132,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a client may keep silent amid its request
 
     def do_GET(self) -> None:
-        found = {"/health": lambda: "ok", "/card": lambda: json.dumps(self.server.teaching.card.to_json())}
+        found = {"/health": lambda: "ok", "/card": lambda: json.dumps(self.server.loaded.card.to_json())}
         if (told := found.get(self.path)) is None:
             self.say(404, f"{self.path}: expected {PATHS}", "text/plain")
         else:
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             return 413, f"expected at most {MOST_BYTES} bytes, found {length}: ask for fewer sequences at once"
         try:
             asked = question_from_bytes(self.rfile.read(int(length)))
-            check(asked, self.server.teaching.card)
+            check(asked, self.server.loaded.card)
             return 200, self.server.worker.submit(self.scored, asked).result()
         except (PayloadError, NotImplementedError, UsageError) as error:
             return 400, str(error)

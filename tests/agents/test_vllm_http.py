@@ -31,6 +31,8 @@ from retort.agents.chat import Chat
 from retort.agents.evaluate import evaluate
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
+from retort.agents.teachers import Pool
+from retort.agents.teaching import TeacherSpec
 from retort.agents.vllm_http import Serving, VLLMServers, _same
 from retort.algos.config import preset, resolve
 from retort.algos.runs import Run
@@ -453,6 +455,36 @@ def test_a_server_that_lost_its_weights_does_not_play_on(
         state.relabel = ""
         alone.update(learner, 3)
         assert play(alone, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions[0] == 3
+
+
+def test_a_pool_of_teachers_asks_it_beside_others(
+    url: str, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    made(url).update(learner, 1)
+    ids = np.asarray(prompt(chat).token_ids)
+    at = np.arange(2, len(ids))
+    with link(url) as (near, state):
+        big = TeacherSpec(model=f"vllm:{near}", retries=0)
+        small = TeacherSpec(model=str(folder), tasks=("move/*",))
+        pool = Pool.make({"big": big, "small": small}, chat, "cpu")
+
+        def scored() -> list[Any]:
+            return pool.score(["move/1", "find/1"], [ids, ids], [at, at])
+
+        for told in scored():
+            assert far(told.logp, ours(learner, ids, at)) < NATS
+        assert pool.by == ["big", "big"]
+        asked = pool.metrics()["big"]
+        assert (asked["requests"], asked["coverage"], asked["version"]) == (2, 1, "1")
+        state.cut = True
+        first, second = scored()
+        assert far(first.logp, ours(load_model(folder), ids, at)) < NATS
+        assert np.isnan(second.logp).all()
+        assert pool.metrics()["small"]["fallbacks"] == 1
+        assert np.isnan(scored()[1].logp).all()
+        state.cut = False
+        scored()
+        assert pool.by == ["big", "big"]
 
 
 def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(
