@@ -194,7 +194,7 @@ def _sealed(columns: Mapping[str, pa.Array], about: Mapping[str, Any]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    body = sink.getvalue().to_pybytes()
+    body: bytes = sink.getvalue().to_pybytes()
     return MAGIC + hashlib.sha256(body).digest() + body
 
 

@@ -164,7 +164,7 @@ def refuse(name: str, card: Card, wants: Collection[str]) -> None:
 
 
 def _pause(attempt: int) -> float:
-    return min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+    return min(LONGEST_PAUSE_S, 0.25 * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
 def _httpx() -> Any:

@@ -111,10 +111,11 @@ class TeachServer(ThreadingHTTPServer):
     def answer(self, asked: Question) -> bytes:
         """The scores, in the worker's thread."""
         card = self.loaded.card
+        sequences, positions = ([row.tolist() for row in rows] for rows in (asked.sequences, asked.positions))
         scores: list[TokenScores] = run_loop(
             lambda: self.loaded.policy.score(
-                asked.sequences,
-                asked.positions,
+                sequences,
+                positions,
                 ids=asked.ids,
                 k=asked.k,
                 entropy=asked.entropy,
@@ -132,11 +133,9 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a client may keep silent amid its request
 
     def do_GET(self) -> None:
-        found = {"/health": lambda: "ok", "/card": lambda: json.dumps(self.server.loaded.card.to_json())}
-        if (told := found.get(self.path)) is None:
-            self.say(404, f"{self.path}: expected {PATHS}", "text/plain")
-        else:
-            self.say(200, told(), "application/json" if self.path == "/card" else "text/plain")
+        card = json.dumps(self.server.loaded.card.to_json())
+        found = {"/health": (200, "ok", "text/plain"), "/card": (200, card, "application/json")}
+        self.say(*found.get(self.path, (404, f"{self.path}: expected {PATHS}", "text/plain")))
 
     def do_POST(self) -> None:
         status, body = self.responded() if self.path == "/score" else (404, f"{self.path}: expected {PATHS}")

@@ -222,7 +222,6 @@ def test_wrong_use_is_said_before_anything_is_loaded(folder: Path) -> None:
 
 
 # The last test: it ends the process.
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_it_ends_when_it_is_told_to(teacher: Any, number: int) -> None:
-    assert teacher.end(number) == 0
+def test_it_ends_when_it_is_told_to(teacher: Any) -> None:
+    assert teacher.end(signal.SIGTERM) == 0
     assert teacher.log.read_text().splitlines()[-1] == "ended"
