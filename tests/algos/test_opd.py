@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from retort.agents import tiny
-from retort.agents.base import EngineError
+from retort.agents import store, tiny
+from retort.agents.base import EngineError, Trajectory
 from retort.agents.chat import Chat
 from retort.agents.hf import load_model
+from retort.agents.scoring import score_tokens
 from retort.algos import opd
 from retort.algos.config import ConfigError, TrainConfig, preset, resolve
 from retort.algos.launch import launch, resume_run
 from retort.algos.opd import OPDOptions, advantage
 from retort.algos.runs import Run
 from retort.algos.train import train
+from retort.envs.base import Split, TaskRef, TextEnv, TextSpace, content_digest
 from safetensors.torch import load_file
 
 TEXTS = ["say 3 and then done\n", "delete note.csv\n", "move card.csv to out.txt\n", "rm mv cat echo"] * 30
@@ -128,32 +132,73 @@ def gaps(run: Run, step: int) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in told.items()}
 
 
+class Sides(TextEnv):
+    """A line of text in one of two families, to be answered in one turn; nothing is right."""
+
+    blocking = False
+
+    def __init__(self, split: Split = "train") -> None:
+        self.observation_space, self.action_space = TextSpace(), TextSpace()
+        keys = [f"{side}/{number}" for side in ("delete", "move") for number in range(4)]
+        self.refs = [TaskRef(key, content_digest(key), split, key.partition("/")[0]) for key in keys]
+
+    def tasks(self) -> Sequence[TaskRef]:
+        return self.refs
+
+    def gold(self, observation: str) -> str:
+        return "done"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.ref = self.refs[self.pick(self.refs, options)]
+        return self.ref.key, {"task": self.ref, "tools": [], "feedback": (), "success": None}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", 0.0, True, False, {"task": self.ref, "feedback": (), "success": None}
+
+
+@pytest.fixture
+def sides() -> Iterator[str]:
+    gymnasium.register("tests/Sides-v0", entry_point=Sides, disable_env_checker=True)
+    yield "tests/Sides-v0"
+    del gymnasium.registry["tests/Sides-v0"]
+
+
+def liked(folder: Path, played: Sequence[Trajectory]) -> float:
+    """The mean log-prob that a model gives to what was sampled."""
+    rows = [row for item in played for row in item.rows]
+    with torch.no_grad():
+        told = score_tokens(load_model(folder), [r.token_ids for r in rows], [np.flatnonzero(r.mask) for r in rows])
+    return torch.cat([item.logp for item in told]).mean().item()
+
+
 @pytest.mark.slow
 def test_two_teachers_each_of_a_family_and_the_student_comes_nearer_to_both(
-    student: Path, specialist: Callable[[int], Path], tmp_path: Path
+    sides: str, student: Path, specialist: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    teachers = {
-        "deleter": {"model": str(specialist(1)), "tasks": ["delete/*"]},
-        "mover": {"model": str(specialist(2)), "tasks": ["move/*"]},
-    }
-    run = Run.create(tmp_path / "run", configured(student, teachers=teachers, steps=12))
+    own = {"delete": specialist(1), "move": specialist(2)}
+    teachers = {side: {"model": str(folder), "tasks": [f"{side}/*"]} for side, folder in own.items()}
+    more = {"env": sides, "env_args": {}, "prompts": 8, "group_size": 8, "sampling": {"turn_tokens": 32}}
+    run = Run.create(tmp_path / "run", configured(student, "lr=0.01", teachers=teachers, steps=10, **more))
     train(run)
-    first, last = gaps(run, 1), gaps(run, 12)
-    assert set(first) == set(last) == {"deleter", "mover"}
-    for name in teachers:
-        assert first[name] < 0
-        assert last[name] > 0.8 * first[name], (first, last)
+    first, last, played = gaps(run, 1), gaps(run, 10), store.read(run.rollouts(10))
+    assert set(first) == set(last) == set(own)
+    for side, other in (("delete", "move"), ("move", "delete")):
+        assert first[side] < 0
+        assert last[side] > 0.75 * first[side], (first, last)
+        mine = [item for item in played if item.task.family == side]
+        assert liked(own[side], mine) > liked(own[other], mine)
     for line in run.metrics():
         assert line["teacher_coverage"] == 1
         assert line["tokens_taught"] == 1
         told = line["teachers"]
-        assert told["deleter"]["coverage"] == told["mover"]["coverage"] == 1
-        assert told["deleter"]["tokens"] + told["mover"]["tokens"] == line["tokens"]
-        assert told["deleter"]["version"] != told["mover"]["version"]
+        assert told["delete"]["coverage"] == told["move"]["coverage"] == 1
+        assert told["delete"]["tokens"] + told["move"]["tokens"] == line["tokens"]
+        assert told["delete"]["version"] != told["move"]["version"]
     for row in pq.read_table(run.signals(1)).to_pylist():
-        assert row["teacher"] == {"delete": "deleter", "move": "mover"}[row["task"].partition("/")[0]]
+        assert row["teacher"] == row["task"].partition("/")[0]
     about = json.loads(pq.read_schema(run.signals(1)).metadata[b"retort.about"])
-    assert "scored by deleter (version " in about["teacher"]
+    assert "scored by delete (version " in about["teacher"]
 
 
 def test_a_run_with_teachers_goes_on_as_if_it_had_not_stopped(
@@ -210,23 +255,25 @@ def test_a_teacher_that_is_killed_amid_a_step_ends_no_run(
     assert all(torch.isfinite(value).all() for value in now.values())
 
 
-@pytest.mark.parametrize("recipe", ["sdpo", "srpo"])
-def test_a_teacher_of_another_process_gives_all_that_a_recipe_wants(
-    teaching: Any, student: Path, specialist: Callable[[int], Path], tmp_path: Path, recipe: str
-) -> None:
+@pytest.mark.slow
+def test_a_teacher_of_another_process_gives_all_that_a_recipe_wants(teaching: Any, cold: Path, tmp_path: Path) -> None:
     """Support and entropy over the wire: the same losses, up to float16 alternatives, as from this process."""
-    losses = []
-    with teaching(specialist(1), tmp_path / "log.txt") as server:
-        for name, model in (("far", server.url), ("here", str(specialist(1)))):
-            base = {**preset(recipe, str(student)), **FAMILIES, **SMALL, "steps": 1, "prompts": 2}
-            asked = {"teachers": {"big": {"model": model}}, "sampling": {"temperature": 0.8, "turn_tokens": 16}}
-            run = Run.create(tmp_path / name, resolve({**base, **asked}, ["teacher.kind=fixed", "k=8"]))
-            train(run)
-            (line,) = run.metrics()
-            assert line["teacher_scores_missing"] == 0
-            assert line["teachers"]["big"]["coverage"] == 1
-            losses.append((line["loss_distil"], line["gap"], line["teacher_support_mass"]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-4)
+    teacher = cold.parents[1] / "init"
+    family = {"env_args": {"families": ["delete"]}}
+    more = {"steps": 1, "sampling": {"temperature": 0.8, "turn_tokens": 16}}
+    with teaching(teacher, tmp_path / "log.txt") as server:
+        for recipe in ("sdpo", "srpo"):
+            losses = []
+            for name, model in (("far", server.url), ("here", str(teacher))):
+                asked = {**SMALL, **family, **more, "teachers": {"big": {"model": model}}}
+                config = resolve({**preset(recipe, str(cold)), **asked}, ["teacher.kind=fixed", "k=8"])
+                run = Run.create(tmp_path / recipe / name, config)
+                train(run)
+                (line,) = run.metrics()
+                assert line["teacher_scores_missing"] == 0
+                assert line["teachers"]["big"]["coverage"] == 1
+                losses.append((line["loss_distil"], line["gap"], line["teacher_support_mass"]))
+            assert losses[0] == pytest.approx(losses[1], rel=2e-3, abs=1e-4)
 
 
 def test_what_cannot_teach_is_refused_before_a_run_has_a_folder(

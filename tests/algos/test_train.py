@@ -49,14 +49,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that solves one family now and then."""
-    small = {"traces": {"tasks": 60, "per_task": 3, "skill": 0.5}, "steps": 40, "prompts": 16, "checkpoint_every": 40}
-    config = resolve({**preset("sft", "tiny"), **FAMILY, **small, "threads": 1})
-    return train(Run.create(tmp_path_factory.mktemp("cold") / "run", config))
-
-
 def configured(recipe: str, model: Path | str, *settings: str, **changed: Any) -> TrainConfig:
     small = {"steps": 3, "prompts": 2, "group_size": 4, "concurrency": 8, "checkpoint_every": 1, "threads": 1}
     return resolve({**preset(recipe, str(model)), **FAMILY, **small, **changed}, settings)
