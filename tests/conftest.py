@@ -87,7 +87,7 @@ def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 READY = re.compile(r"ready: .* teaches at (http://\S+)")
-START_S = 120
+START_S = 300
 
 
 @dataclass(eq=False)
@@ -118,9 +118,9 @@ class Teacher:
 
 
 @contextmanager
-def _teaching(folder: Path, log: Path, *arguments: str) -> Iterator[Teacher]:
+def _teaching(folder: Path, log: Path, *arguments: str, python: str = sys.executable) -> Iterator[Teacher]:
     """`retort teach`, as it is typed."""
-    command = [sys.executable, "-m", "retort", "teach", str(folder), "--port", "0", *arguments]
+    command = [python, "-m", "retort", "teach", str(folder), "--port", "0", *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=out)
     teacher = Teacher(process, log)

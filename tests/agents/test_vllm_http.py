@@ -31,6 +31,7 @@ from retort.agents.chat import Chat
 from retort.agents.evaluate import evaluate
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
+from retort.agents.teacher_http import TeacherServer
 from retort.agents.teachers import Pool
 from retort.agents.teaching import TeacherSpec
 from retort.agents.vllm_http import Serving, VLLMServers, _same
@@ -485,6 +486,23 @@ def test_a_pool_of_teachers_asks_it_beside_others(
         state.cut = False
         scored()
         assert pool.by == ["big", "big"]
+
+
+def test_it_teaches_behind_a_card_that_says_what_it_gives(
+    engine_python: str, teaching: Any, chat: Chat, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--engine", "vllm"]
+    with teaching(folder, tmp_path / "log.txt", *arguments, python=engine_python) as started:
+        server = TeacherServer(started.url)
+        server.card.hold(chat, "the teacher")
+        assert server.card.gives == ()
+        ids = list(prompt(chat).token_ids)
+        at = list(range(1, len(ids)))
+        (told,) = asyncio.run(server.score([ids], [at]))
+        assert far(told.logp, ours(load_model(folder), ids, at)) < NATS
+        with pytest.raises(NotImplementedError, match="cannot give the teacher's entropy"):
+            asyncio.run(server.score([ids], [at], entropy=True))
+        assert started.end() == 0
 
 
 def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(
