@@ -353,6 +353,8 @@ def _explain(error: ValidationError, keys: list[str]) -> str:
             lines.append(f"unknown key {where!r}; {nearest(where, own)}")
         elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {where!r}; {nearest(where, keys)}")
+        elif not where:  # what does not go together says itself what was found; the input is everything
+            lines.append(fault["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{where or 'configuration'}: {fault['msg']}, found {fault['input']!r}")
+            lines.append(f"{where}: {fault['msg']}, found {fault['input']!r}")
     return "; ".join(lines)

@@ -152,14 +152,16 @@ def _teachers(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What each teacher of a pool did in a run, in a sentence."""
     for name in next((line["teachers"] for line in lines if "teachers" in line), {}):
         told = [line["teachers"][name] for line in lines if "teachers" in line]
-        tokens, requests = (max(1, sum(step[key] for step in told)) for key in ("tokens", "requests"))
-        coverage = sum(step.get("coverage", 0) * step["tokens"] for step in told) / tokens
-        seconds = sum(step.get("seconds", 0) * step["requests"] for step in told) / requests
-        failures, fallbacks = (sum(step[key] for step in told) for key in ("failures", "fallbacks"))
-        yield (
-            f"Teacher {name}: {coverage:.0%} of the tokens that it was asked for, {seconds:.2g} s a request, "
-            f"{failures} failure{'s' * (failures != 1)}, {fallbacks} views in the place of another"
+        tokens, requests, failures, fallbacks = (
+            sum(step[key] for step in told) for key in ("tokens", "requests", "failures", "fallbacks")
         )
+        if not tokens:
+            yield f"Teacher {name}: was not asked"
+            continue
+        coverage = sum(step.get("coverage", 0) * step["tokens"] for step in told) / tokens
+        seconds = sum(step.get("seconds", 0) * step["requests"] for step in told) / max(1, requests)
+        counts = f"{failures} failure{'s' * (failures != 1)}, {fallbacks} fallback{'s' * (fallbacks != 1)}"
+        yield f"Teacher {name}: {coverage:.0%} of its tokens scored, {seconds:.2g} s a request, {counts}"
 
 
 # What a rollout that did not win is called in a table.
