@@ -93,6 +93,17 @@ def test_its_scores_are_our_own(teacher: Any, model: Any, wanted: str) -> None:
             np.testing.assert_allclose(theirs.rest_logp, mine.rest_logp, atol=1e-5)
 
 
+def test_questions_that_come_at_once_are_answered_one_after_the_other(teacher: Any, model: Any) -> None:
+    async def all_at_once() -> list[Any]:
+        server = TeacherServer(teacher.url)
+        return await asyncio.gather(*(server.score([ids], [at]) for ids, at in zip(SEQUENCES, POSITIONS, strict=True)))
+
+    with torch.no_grad():
+        own = score_tokens(model, SEQUENCES, POSITIONS)
+    for mine, (theirs,) in zip(own, asyncio.run(all_at_once()), strict=True):
+        np.testing.assert_allclose(theirs.logp, mine.logp, atol=1e-5)
+
+
 def test_what_cannot_be_answered_is_said(teacher: Any) -> None:
     where = np.array([2])
     assert "expected a payload that begins with" in refused(teacher.url, b"{}")
@@ -224,4 +235,6 @@ def test_wrong_use_is_said_before_anything_is_loaded(folder: Path) -> None:
 # The last test: it ends the process.
 def test_it_ends_when_it_is_told_to(teacher: Any) -> None:
     assert teacher.end(signal.SIGTERM) == 0
-    assert teacher.log.read_text().splitlines()[-1] == "ended"
+    said = teacher.log.read_text()
+    assert said.splitlines()[-1] == "ended"
+    assert "Traceback" not in said, said
