@@ -131,6 +131,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss looks at the log-probs of the policy as training began."""
+        return False
+
 
 class TeacherOptions(Options):
     """Which weights teach. A recipe with a teacher has these as its option `teacher`.
@@ -217,6 +222,8 @@ class Recipe:
     support: which vocabulary entries the loss looks at beside the sampled token; `k` of them, from `Options.k`.
     student_entropy, teacher_entropy: whether it needs that entropy over the full vocabulary.
     channels: N, the number of teachers; with any, the options have a field `teacher: TeacherOptions`.
+    privileged: whether its teacher reads more than the student did. One that does not has to be another model, so that
+        there is no `teacher` among the options, and a run needs `teachers` or a `scorer`.
     rollouts: whether training data are the policy's own episodes (else expert traces).
     keep: whether a group of episodes teaches anything; other tasks are played in the place of groups that do not, at
         most `options.resample` times a step, and what is left of them leaves the batch.
@@ -232,6 +239,7 @@ class Recipe:
     student_entropy: bool = False
     teacher_entropy: bool = False
     channels: int = 0
+    privileged: bool = True
     rollouts: bool = True
     keep: Callable[[Sequence[Trajectory]], bool] | None = None
     judge: Callable[[Any], Judging] | None = None

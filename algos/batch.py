@@ -142,7 +142,7 @@ def with_teacher(
 ) -> TokenBatch:
     """Adds what the teacher gave to the student's own tokens; `scores[i]` has one entry for each token of `views[i]`.
 
-    A token whose teacher score is missing or not finite loses its teacher and is never given 0.
+    A token whose teacher score is missing or not finite loses its teacher; what stands there then is read by nobody.
 
     Raises:
         ValueError: two views of one channel cover the same token.
@@ -172,12 +172,22 @@ def with_teacher(
     assert logp is not None
     if int(count.sum()) != sum(len(view.covers) for view in views):
         raise ValueError("two teacher views of one channel cover the same token")
+    entropy, support = placed([score.entropy for score in scores]), placed([score.ids_logp for score in scores])
+    rest = placed([score.rest_logp for score in scores])
     mask = (count > 0) & torch.isfinite(logp)
+    for further in (entropy, support, rest):  # an entry of a support may have no mass, but not NaN
+        if further is not None:
+            mask &= ~torch.isnan(further.reshape(*shape, -1)).any(-1)
+
+    def known(values: Tensor | None) -> Tensor | None:
+        """0 where nobody teaches: NaN there would reach the gradient, though masked."""
+        return None if values is None else values.masked_fill(~mask.reshape(*shape, *[1] * (values.dim() - 3)), 0)
+
     return replace(
         batch,
         teacher_mask=mask,
-        teacher_logp=torch.where(mask, logp, torch.zeros_like(logp)),
-        teacher_entropy=placed([score.entropy for score in scores]),
-        teacher_support_logp=placed([score.ids_logp for score in scores]),
-        teacher_rest_logp=placed([score.rest_logp for score in scores]),
+        teacher_logp=logp.masked_fill(~mask, 0),
+        teacher_entropy=known(entropy),
+        teacher_support_logp=known(support),
+        teacher_rest_logp=known(rest),
     )

@@ -9,18 +9,23 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import retort.algos
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from retort.agents.card import WORDS
 from retort.agents.engines import check_engine
+from retort.agents.teaching import TeacherSpec
 from retort.algos.base import Options, Recipe, TeacherOptions
 from retort.algos.learner import LearnerOptions
 from retort.algos.traces import TraceOptions
 from retort.envs.base import UsageError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ConfigError(UsageError):
@@ -52,6 +57,8 @@ class TrainConfig(BaseModel):
         that are played while the learner works on an earlier one, so that a token may be as many updates old.
     scorer: who computes a teacher's log-probs: "learner", this process; "engine", for a teacher whose weights are the
         learner's current ones; or "vllm:URL", servers with a teacher of their own and the same tokenizer.
+    teachers: models that teach in place of the policy itself, by a name of one's own, each for the tasks that are
+        routed to it (`agents/teaching.py`); in the order in which they are asked.
     feedback: "own", or "shuffled" between tasks (a control that must not help), or "none".
     probe_every: steps between measurements that take a pass of their own, and perhaps a
         copy of the model (`algos/probe.py`); 0 is never.
@@ -77,6 +84,7 @@ class TrainConfig(BaseModel):
     gap_limit: float = Field(default=0.0, ge=0)
     max_staleness: int = Field(default=0, ge=0)
     scorer: str = "learner"
+    teachers: dict[str, TeacherSpec] = {}
     feedback: Literal["own", "shuffled", "none"] = "own"
     probe_every: int = Field(default=0, ge=0)
     signals_every: int = Field(default=10, ge=0)
@@ -93,8 +101,11 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_teacher(self) -> TrainConfig:
-        if self.feedback != "own" and not load_recipe(self.recipe).channels:
+        recipe = load_recipe(self.recipe)
+        if self.feedback != "own" and not recipe.channels:
             raise ValueError(f"feedback={self.feedback} is for recipes with a teacher; {self.recipe} has none")
+        if self.feedback != "own" and not recipe.privileged:
+            raise ValueError(f"feedback={self.feedback}: the teacher of {self.recipe} reads no feedback")
         return self
 
     @model_validator(mode="after")
@@ -132,21 +143,9 @@ class TrainConfig(BaseModel):
     def _scorer_can_give_it(self) -> TrainConfig:
         if self.scorer == "learner":
             return self
-        recipe, kind = load_recipe(self.recipe), getattr(self.options, "teacher", TeacherOptions()).kind
-        wants = {
-            "no teacher at all": not recipe.channels,
-            "the teacher's log-probs of the student's support": recipe.support == "student",
-            "the whole vocabulary": recipe.support == "full",
-            "the teacher's entropy": recipe.teacher_entropy,
-        }
-        if found := [want for want, is_so in wants.items() if is_so]:
-            able = [name for name in recipes() if _scored_by_vllm(load_recipe(name))]
-            raise ValueError(
-                f"scorer={self.scorer}: recipe {self.recipe} needs {' and '.join(found)}, which vLLM cannot give; "
-                f"{nearest(self.recipe, able)}, or scorer=learner"
-            )
-        if self.sampling.temperature != 1:
-            raise ValueError(f"scorer={self.scorer}: vLLM scores at temperature 1, found {self.sampling.temperature}")
+        kind = getattr(self.options, "teacher", TeacherOptions()).kind
+        if refused := refusal(self, "vLLM", ()):
+            raise ValueError(f"scorer={self.scorer}: {refused}; or scorer=learner")
         if self.scorer == "engine":
             if self.engine == "hf" or kind != "current":
                 raise ValueError("scorer=engine needs engine=vllm and teacher.kind=current, whose weights it has")
@@ -156,12 +155,54 @@ class TrainConfig(BaseModel):
             raise ValueError("scorer: expected learner, engine, or vllm:URL with teacher.kind=fixed")
         return self
 
+    @model_validator(mode="after")
+    def _teachers_can_teach(self) -> TrainConfig:
+        recipe = load_recipe(self.recipe)
+        if not self.teachers:
+            if not recipe.privileged and (self.scorer in ("learner", "engine")):
+                raise ValueError(
+                    f"{self.recipe} learns from another model that reads what the student read: expected one, such as "
+                    "teachers.NAME.model=FOLDER, http://HOST:PORT or vllm:URL; found none"
+                )
+            return self
+        if self.scorer != "learner":
+            raise ValueError(f"teachers score in the place of scorer={self.scorer}: expected one of the two")
+        if getattr(self.options, "teacher", TeacherOptions()).kind != "fixed":
+            raise ValueError("teachers have weights of their own, which do not follow the student: teacher.kind=fixed")
+        for name, spec in self.teachers.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"teachers: expected a name of letters, digits, - and _, found {name!r}")
+            who, gives = ("vLLM", ()) if spec.serves == "vllm" else ("it", tuple(WORDS))
+            if refused := refusal(self, who, gives):
+                raise ValueError(f"teachers.{name}: {refused}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_recipe(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(options := data.get("options", {}), Mapping):
             return {**data, "options": load_recipe(str(data.get("recipe"))).options.model_validate(dict(options))}
         return data
+
+
+def wants(recipe: Recipe) -> dict[str, str]:
+    """What a recipe needs of its teacher beside the log-probs of sampled tokens, in words by the names of a card."""
+    asked = {"support": recipe.support in ("student", "full"), "entropy": recipe.teacher_entropy}
+    return {name: WORDS[name] for name, wanted in asked.items() if wanted}
+
+
+def refusal(config: TrainConfig, who: str, gives: Collection[str]) -> str:
+    """Why a teacher that gives no more than this cannot teach the run, with the nearest that works; "" where it can."""
+    recipe = load_recipe(config.recipe)
+    able = [name for name in recipes() if (other := load_recipe(name)).channels and not set(wants(other)) - set(gives)]
+    if not recipe.channels:
+        return f"{config.recipe} needs no teacher at all; {nearest(config.recipe, able)}"
+    if found := [words for name, words in wants(recipe).items() if name not in gives]:
+        said = f"recipe {config.recipe} needs {' and '.join(found)}, which {who} cannot give"
+        return f"{said}; {nearest(config.recipe, able)}"
+    if config.sampling.temperature != 1 and "temperature" not in gives:
+        return f"{who} scores at temperature 1, found {config.sampling.temperature:g}; set sampling.temperature=1"
+    return ""
 
 
 def recipes() -> list[str]:
@@ -247,10 +288,6 @@ def preset(recipe: str, model: str) -> dict[str, Any]:
     return {**common, **size, "learner": muon, "traces": traces}
 
 
-def _scored_by_vllm(recipe: Recipe) -> bool:
-    return bool(recipe.channels) and recipe.support == "sampled" and not recipe.teacher_entropy
-
-
 def _is_small(model: str) -> bool:
     adapter, described = Path(model) / "adapter_config.json", Path(model) / "config.json"
     if adapter.is_file():
@@ -288,7 +325,7 @@ def _keys(model: type[BaseModel], options: type[Options], prefix: str = "") -> I
 
 
 def _full_key(key: str, keys: list[str]) -> str:
-    if key in keys or key.partition(".")[0] in ("env_args", "engine_args"):
+    if key in keys or key.partition(".")[0] in ("env_args", "engine_args", "teachers"):
         return key
     found = [full for full in keys if full.endswith("." + key)]
     if len(found) == 1:
@@ -311,8 +348,13 @@ def _explain(error: ValidationError, keys: list[str]) -> str:
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and fault["loc"][0] == "teachers":
+            own = [f"teachers.{fault['loc'][1]}.{name}" for name in TeacherSpec.model_fields]
+            lines.append(f"unknown key {where!r}; {nearest(where, own)}")
+        elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {where!r}; {nearest(where, keys)}")
+        elif not where:  # what does not go together says itself what was found; the input is everything
+            lines.append(fault["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{where or 'configuration'}: {fault['msg']}, found {fault['input']!r}")
+            lines.append(f"{where}: {fault['msg']}, found {fault['input']!r}")
     return "; ".join(lines)

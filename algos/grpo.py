@@ -47,7 +47,7 @@ class RewardOptions(Options):
     correction: Correction = Correction()
 
 
-class PolicyOptions(RewardOptions):
+class Clips(Options):
     """clip_low, clip_high, dual_clip: of the surrogate."""
 
     clip_low: float = Field(default=0.2, gt=0, le=1)
@@ -60,12 +60,20 @@ class PolicyOptions(RewardOptions):
         return {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": self.dual_clip}
 
 
+class PolicyOptions(RewardOptions, Clips):
+    """Of a reward against the group, through the clipped surrogate."""
+
+
 class GRPOOptions(PolicyOptions):
     """aggregate: how tokens are averaged; length: the constant of "dr_grpo" in tokens. kl_coef: to the reference."""
 
     aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] = "token_mean"
     length: float = Field(default=512.0, gt=0)
     kl_coef: float = Field(default=0.0, ge=0)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
 
 
 def advantage(batch: TokenBatch, options: RewardOptions) -> Tensor:
@@ -85,7 +93,7 @@ def policy_term(
     batch: TokenBatch,
     credit: Credit,
     student: Student,
-    options: PolicyOptions,
+    options: Clips,
     *,
     mask: Tensor,
     weight: float = 1.0,

@@ -10,7 +10,7 @@ from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.mirror import INSTALL
 from retort.algos.runs import Run, check
-from retort.algos.setup import Watch
+from retort.algos.setup import Watch, check_teachers
 from retort.algos.traces import TraceOptions
 from retort.algos.train import silent, train
 from retort.envs.base import content_digest, needed
@@ -24,6 +24,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     Raises:
         ConfigError: the folder already holds a run, or the configuration cannot be had.
         MissingPackage: an optional package is missing; the message has the command that adds it.
+        EngineError: a teacher is not there, or has another tokenizer.
     """
     if "split" in config.env_args:
         raise ConfigError("env_args.split: a run trains on the train split; evaluate on another one")
@@ -42,6 +43,8 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
         wanted = cold_config(config)
         name = f"cold-start-{config.env.rpartition('/')[2]}-seed{config.seed}-{content_digest(dump(wanted))[:8]}"
         config = config.model_copy(update={"model": str(cold_start(wanted, folder.parent / name, watch))})
+    if config.teachers:
+        check_teachers(config, Chat.load(config.model))
     run = Run.create(folder, config)
     train(run, watch)
     return run

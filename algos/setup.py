@@ -5,10 +5,11 @@ Only here does a configuration become objects.
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,17 +25,19 @@ from retort.agents.episode import Budget, EpisodeRequest
 from retort.agents.hf import HFPolicy, load_model
 from retort.agents.rollout import Runner, playable
 from retort.agents.scripted import ByteTokenizer, apprentice
+from retort.agents.teachers import Pool
+from retort.agents.teaching import TeacherSpec, meet
 from retort.agents.tiny import build
 from retort.algos.ahead import played_ahead, shared_loop
 from retort.algos.base import Memory, Recipe, TeacherOptions
-from retort.algos.config import ConfigError, SamplingOptions, TrainConfig
+from retort.algos.config import ConfigError, SamplingOptions, TrainConfig, refusal
 from retort.algos.episodes import Episodes, drawn, expert_traces, own_rollouts, seed_of
 from retort.algos.learner import Learner
 from retort.algos.probe import Probe
 from retort.algos.runs import Run, check
 from retort.algos.teacher import Teacher
 from retort.algos.traces import examples, texts
-from retort.envs.base import TaskRef
+from retort.envs.base import TaskRef, nearest
 from retort.envs.catalogue import make
 from retort.feedback.reprompt import Reprompt
 from safetensors.torch import load_file
@@ -55,7 +58,7 @@ class Parts:
     memory: Memory | None
     episodes: Episodes
     probe: Probe
-    scorer: Apart | None = None
+    scorer: Apart | Pool | None = None
 
 
 @contextmanager
@@ -77,11 +80,10 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         folder = str(kept_init(run, texts(played, reprompt)))
     chat = Chat.load(folder)
     learner = Learner(load_model(folder), config.learner)
-    teacher = Teacher(learner.model, config.options.teacher) if recipe.channels else None  # type: ignore[attr-defined]
-    needs_reference = getattr(config.options, "kl_coef", 0.0) > 0
-    reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if needs_reference else None
-    here = teacher if config.scorer == "learner" else None
-    probe = Probe(learner, here, reference, config.probe_every if recipe.rollouts else 0)
+    itself = recipe.channels and config.scorer == "learner" and not config.teachers
+    teacher = Teacher(learner.model, config.options.teacher) if itself else None  # type: ignore[attr-defined]
+    reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if config.options.needs_reference else None
+    probe = Probe(learner, teacher, reference, config.probe_every if recipe.rollouts else 0)
     memory = recipe.memory(config.options) if recipe.memory else None
     cohorts = config.sampling.cohorts
     own = HFPolicy(learner.model, chat, name=config.model, cohorts=cohorts, arithmetic=learner.arithmetic)
@@ -101,7 +103,8 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         ways = [own_rollouts(runner, tasks, **groups, keep=recipe.keep, resample=again) for runner in runners]
         breaks = [runner.stop for runner in runners]
         with played_ahead(ways, steps=config.steps, breaks=breaks) as episodes:
-            scorer = _scorer(config, policy, chat)
+            scorer: Apart | Pool | None = _pool(config, chat, learner, tasks) if config.teachers else None
+            scorer = scorer or _scorer(config, policy, chat)
             yield Parts(policy, chat, learner, teacher, reference, memory, episodes, probe, scorer)
 
 
@@ -130,6 +133,37 @@ def _scorer(config: TrainConfig, policy: Any, chat: Chat) -> Apart | None:
         scorer: Apart = policy
         return scorer
     return make_engine(config.scorer, None, chat, arguments={})
+
+
+def check_teachers(config: TrainConfig, chat: Chat) -> None:
+    """Holds the teachers that can be met before anything is loaded against the student's chat and the recipe.
+
+    Raises:
+        UsageError: there is no such model.
+        EngineError: nobody teaches there, or a teacher has another tokenizer or vocabulary.
+        ConfigError: one cannot give what the recipe needs.
+    """
+    for name, card in meet(config.teachers, chat).items():
+        if refused := refusal(config, f"the teacher at {config.teachers[name].model}", card.gives):
+            raise ConfigError(f"teachers.{name}: {refused}")
+
+
+def _pool(config: TrainConfig, chat: Chat, learner: Learner, tasks: Sequence[TaskRef]) -> Pool:
+    """The teachers, which score in the place of the policy itself."""
+    check_teachers(config, chat)
+    for name, spec in config.teachers.items():
+        check_routes(name, spec, [task.key for task in tasks])
+    return Pool.make(config.teachers, chat, str(learner.device))
+
+
+def check_routes(name: str, spec: TeacherSpec, tasks: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that no task matches, with the nearest that one would."""
+    for pattern in spec.tasks:
+        if not fnmatch.filter(tasks, pattern):
+            families = sorted({f"{task.rpartition('/')[0]}/*" for task in tasks if "/" in task}) or tasks
+            raise ConfigError(
+                f"teachers.{name}.tasks: no training task matches {pattern!r}; {nearest(pattern, families)}"
+            )
 
 
 @contextmanager

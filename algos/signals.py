@@ -96,8 +96,10 @@ def table(
     loss: Loss,
     options: Any,
     teacher: str,
+    by: Sequence[str] = (),
 ) -> pa.Table:
-    """One row for each model token of the batch, in order. teacher: whose weights taught, in words.
+    """One row for each model token of the batch, in order. teacher: whose weights taught, in words. by: the name of who
+    scored each view, where several may; "" is nobody.
 
     Null: what no teacher spoke of, and the gate of a recipe without one. `gate` multiplies the weights that a recipe
     gives tokens beside the correction for the policy that sampled, which is `importance`.
@@ -139,7 +141,12 @@ def table(
         end, logp = f"_{channel}" if channel else "", batch.teacher_logp[channel]
         columns[f"teacher_logp{end}"] = told(logp, mask)
         columns[f"gap{end}"] = told(logp - batch.proximal_logp, mask)
-        columns[f"teacher_context{end}"] = _contexts(views, channel, batch, chat)
+        seen = [number for number, view in enumerate(views) if view.channel == channel and len(view.covers)]
+        own = [views[number] for number in seen]
+        contexts = [chat.tokenizer.decode(view.token_ids[: view.at[0]].tolist()) for view in own]
+        columns[f"teacher_context{end}"] = _of_views(contexts, own, batch)
+        if by:
+            columns[f"teacher{end}"] = _of_views([by[number] for number in seen], own, batch)
     weights = {term.name: float(term.weight) for term in terms}
     about = {"step": batch.step + 1, "weights": weights, "teacher": teacher, "channels": len(batch.teacher_mask)}
     return pa.table(columns).replace_schema_metadata({KEY: VERSION, b"retort.about": json.dumps(about).encode()})
@@ -170,15 +177,13 @@ def _branches(terms: Sequence[Term], row: Tensor, at: Tensor) -> pa.Array:
     return _named(names, places)
 
 
-def _contexts(views: Sequence[TeacherView], channel: int, batch: TokenBatch, chat: Chat) -> pa.Array:
-    """What the teacher of a channel read before the first of the tokens that it speaks of."""
-    seen = [view for view in views if view.channel == channel and len(view.covers)]
+def _of_views(said: Sequence[str], views: Sequence[TeacherView], batch: TokenBatch) -> pa.Array:
+    """Of each token, what is said of the view that covers it, if anything is. Views: of one channel."""
     which = np.full(batch.mask.shape, -1)
-    for number, view in enumerate(seen):
-        which[view.row, view.covers] = number
+    for number, view in enumerate(views):
+        which[view.row, view.covers] = number if said[number] else -1
     codes = which[batch.mask.numpy()]
-    names = [chat.tokenizer.decode(view.token_ids[: view.at[0]].tolist()) for view in seen]
-    return _named(names, codes.clip(0), codes < 0)
+    return _named(said, codes.clip(0), codes < 0)
 
 
 def write(path: Path, signals: pa.Table) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from retort.agents import store
 from retort.agents.base import Trajectory
+from retort.agents.teachers import Pool
 from retort.algos import signals
 from retort.algos.base import Recipe, TokenBatch
 from retort.algos.batch import Rows, collate, flatten, with_proximal, with_reference, with_teacher
@@ -30,7 +31,7 @@ from retort.algos.mirror import mirrored
 from retort.algos.runs import Run
 from retort.algos.setup import Parts, Watch, assemble, restore, save
 from retort.algos.symptoms import DeadTermError, dead, onset
-from retort.algos.taught import teacher_scores, teacher_views
+from retort.algos.taught import teacher_scores, teacher_views, whose_word
 from retort.feedback.base import guard
 
 JUDGE = 1 << 32  # a place in the tree of seeds that no episode has
@@ -123,9 +124,8 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
             batch = _with_student(recipe, config, parts, batch, rows)
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
-            scores = teacher_scores(
-                recipe, config, parts.scorer or parts.teacher, views, batch, parts.learner.arithmetic
-            )
+            teacher, arithmetic = parts.scorer or parts.teacher, parts.learner.arithmetic
+            scores = teacher_scores(recipe, config, teacher, views, batch, trajectories, arithmetic)
             batch = with_teacher(batch, views, scores, recipe.channels)
         with clock.stage("probe"):
             metrics |= parts.probe(batch, rows, views)
@@ -134,10 +134,9 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         stats = parts.learner.update(batch, credit, recipe.loss, config.options)
     if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
         with clock.stage("signals"):
-            whose = "" if parts.teacher is None else parts.teacher.provenance
-            whose = f"scored by {config.scorer}" if whose and parts.scorer is not None else whose
+            whose, by = whose_word(config, parts.scorer or parts.teacher)
             told = signals.table(
-                trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose
+                trajectories, batch, credit, views, parts.chat, recipe.loss, config.options, teacher=whose, by=by
             )
             signals.write(run.signals(step + 1), told)
     if recipe.rollouts:
@@ -145,6 +144,7 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
             metrics |= left_out(played, trajectories, batch)
             metrics |= of_student(batch, rows, credit, getattr(config.options, "correction", None))
             metrics |= of_teacher(batch, views)
+            metrics |= {"teachers": parts.scorer.metrics()} if isinstance(parts.scorer, Pool) else {}
     gap = (batch.proximal_logp - batch.behaviour_logp)[batch.mask].abs().max().item()
     if parts.teacher is not None and not stats.skipped:
         parts.teacher.follow()

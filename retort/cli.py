@@ -317,6 +317,21 @@ def serve(
 
 
 @app.command()
+def teach(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a Hugging Face folder or name.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8003,
+    host: Annotated[str, typer.Option(help="Where to listen. Nobody is asked who they are.")] = "127.0.0.1",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    engine: Annotated[str, typer.Option(help="hf gives all that recipes want, vllm sampled tokens alone.")] = "hf",
+    device: Annotated[str, typer.Option(help="Such as cuda:1, for hf; auto takes an accelerator.")] = "auto",
+) -> None:
+    """Serve a teacher to train with: --set teachers.NAME.model=http://127.0.0.1:PORT."""
+    from retort.teach import teach as serve_teacher
+
+    serve_teacher(model, host=host, port=port, engine=engine, dtype=dtype, device=device, say=note)
+
+
+@app.command()
 def compare(first: Path, second: Path, as_json: Json = False) -> None:
     """Compare two evaluations of the same tasks, task by task: how much better the second is, and by chance or not."""
     from retort.agents.compare import compare as compared

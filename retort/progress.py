@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -144,8 +144,24 @@ def train_table(run: Run) -> Table:
             str(line["episodes"]),
             f"{sum(line['seconds'].values()):.2f}",
         )
-    table.caption = "\n".join(f"Warning: {text}" for text in run.warnings())
+    table.caption = "\n".join([*_teachers(lines), *(f"Warning: {text}" for text in run.warnings())])
     return table
+
+
+def _teachers(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What each teacher of a pool did in a run, in a sentence."""
+    for name in next((line["teachers"] for line in lines if "teachers" in line), {}):
+        told = [line["teachers"][name] for line in lines if "teachers" in line]
+        tokens, requests, failures, fallbacks = (
+            sum(step[key] for step in told) for key in ("tokens", "requests", "failures", "fallbacks")
+        )
+        if not tokens:
+            yield f"Teacher {name}: was not asked"
+            continue
+        coverage = sum(step.get("coverage", 0) * step["tokens"] for step in told) / tokens
+        seconds = sum(step.get("seconds", 0) * step["requests"] for step in told) / max(1, requests)
+        counts = f"{failures} failure{'s' * (failures != 1)}, {fallbacks} fallback{'s' * (fallbacks != 1)}"
+        yield f"Teacher {name}: {coverage:.0%} of its tokens scored, {seconds:.2g} s a request, {counts}"
 
 
 # What a rollout that did not win is called in a table.

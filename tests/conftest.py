@@ -1,20 +1,30 @@
-"""Shared by all tests: two threads, quiet libraries, no silent skips in CI, and one Docker engine."""
+"""Shared by all tests: two threads, quiet libraries, no silent skips in CI, one Docker engine, teachers that serve."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere: as in retort/__init__.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import httpx
 import pytest
 from hypothesis import settings
 from retort.sandboxes.base import SandboxUnavailable
@@ -74,3 +84,119 @@ def engine_python() -> str:
 def docker_image(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that builds an image of this machine's own programs."""
     return folder_of_this_machine(tmp_path_factory.mktemp("image"))
+
+
+READY = re.compile(r"ready: .* teaches at (http://\S+)")
+START_S = 300
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A process that teaches, once `url` has been asked for."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    _url: str = ""
+
+    @property
+    def url(self) -> str:
+        limit = time.monotonic() + START_S
+        while not self._url:
+            said = self.log.read_text()
+            if found := READY.search(said):
+                self._url = found[1]
+                break
+            assert self.process.poll() is None, said
+            assert time.monotonic() < limit, said
+            time.sleep(0.05)
+        return self._url
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def _teaching(folder: Path, log: Path, *arguments: str, python: str = sys.executable) -> Iterator[Teacher]:
+    """`retort teach`, as it is typed."""
+    command = [python, "-m", "retort", "teach", str(folder), "--port", "0", *arguments]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=out)
+    teacher = Teacher(process, log)
+    try:
+        yield teacher
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+
+@dataclass
+class Link:
+    """What is done to answers on their way. flip: answers to damage; before: called at each question."""
+
+    target: str
+    flip: int = 0
+    before: Callable[[int], None] = lambda number: None
+    asked: int = 0
+    statuses: list[int] = field(default_factory=list)  # to answer with, in turn, instead of asking
+
+
+@contextmanager
+def _link(target: str) -> Iterator[tuple[str, Link]]:
+    state = Link(target)
+
+    class Handler(BaseHTTPRequestHandler):
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            scores = self.path == "/score"
+            if scores:
+                state.asked += 1
+                state.before(state.asked)
+            if scores and state.statuses:
+                self.answer(state.statuses.pop(0), b"told to fail")
+                return
+            try:
+                got = httpx.request(self.command, state.target + self.path, content=body, timeout=60)
+            except httpx.HTTPError:
+                return  # the connection ends without an answer
+            told = bytearray(got.content)
+            if scores and state.flip:
+                state.flip -= 1
+                told[len(told) // 2] ^= 1
+            self.answer(got.status_code, bytes(told))
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = pass_on
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def teaching() -> Callable[..., Any]:
+    """A context with a real `retort teach` process: folder, log file, further arguments."""
+    return _teaching
+
+
+@pytest.fixture(scope="session")
+def link() -> Callable[..., Any]:
+    """A context with a way to a server, by its URL, that can be told to damage what it passes on."""
+    return _link

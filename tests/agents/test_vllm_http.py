@@ -31,6 +31,9 @@ from retort.agents.chat import Chat
 from retort.agents.evaluate import evaluate
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
+from retort.agents.teacher_http import TeacherServer
+from retort.agents.teachers import Pool
+from retort.agents.teaching import TeacherSpec
 from retort.agents.vllm_http import Serving, VLLMServers, _same
 from retort.algos.config import preset, resolve
 from retort.algos.runs import Run
@@ -453,6 +456,53 @@ def test_a_server_that_lost_its_weights_does_not_play_on(
         state.relabel = ""
         alone.update(learner, 3)
         assert play(alone, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions[0] == 3
+
+
+def test_a_pool_of_teachers_asks_it_beside_others(
+    url: str, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
+) -> None:
+    made(url).update(learner, 1)
+    ids = np.asarray(prompt(chat).token_ids)
+    at = np.arange(2, len(ids))
+    with link(url) as (near, state):
+        big = TeacherSpec(model=f"vllm:{near}", retries=0)
+        small = TeacherSpec(model=str(folder), tasks=("move/*",))
+        pool = Pool.make({"big": big, "small": small}, chat, "cpu")
+
+        def scored() -> list[Any]:
+            return pool.score(["move/1", "find/1"], [ids, ids], [at, at])
+
+        for told in scored():
+            assert far(told.logp, ours(learner, ids, at)) < NATS
+        assert pool.by == ["big", "big"]
+        asked = pool.metrics()["big"]
+        assert (asked["requests"], asked["coverage"], asked["version"]) == (2, 1, "1")
+        state.cut = True
+        first, second = scored()
+        assert far(first.logp, ours(load_model(folder), ids, at)) < NATS
+        assert np.isnan(second.logp).all()
+        assert pool.metrics()["small"]["fallbacks"] == 1
+        assert np.isnan(scored()[1].logp).all()
+        state.cut = False
+        scored()
+        assert pool.by == ["big", "big"]
+
+
+def test_it_teaches_behind_a_card_that_says_what_it_gives(
+    engine_python: str, teaching: Any, chat: Chat, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--engine", "vllm"]
+    with teaching(folder, tmp_path / "log.txt", *arguments, python=engine_python) as started:
+        server = TeacherServer(started.url)
+        server.card.hold(chat, "the teacher")
+        assert server.card.gives == ()
+        ids = list(prompt(chat).token_ids)
+        at = list(range(1, len(ids)))
+        (told,) = asyncio.run(server.score([ids], [at]))
+        assert far(told.logp, ours(load_model(folder), ids, at)) < NATS
+        with pytest.raises(NotImplementedError, match="cannot give the teacher's entropy"):
+            asyncio.run(server.score([ids], [at], entropy=True))
+        assert started.end() == 0
 
 
 def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(

@@ -1,12 +1,16 @@
-"""A batch with everything in it, scored by a real tiny Llama."""
+"""A batch with everything in it, scored by a real tiny Llama; and a tiny model that has begun to learn."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from retort.agents.scoring import score_tokens
 from retort.algos.base import Student, TokenBatch
+from retort.algos.config import preset, resolve
+from retort.algos.runs import Run
+from retort.algos.train import train
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 64
@@ -136,3 +140,12 @@ class Hand:
 @pytest.fixture(scope="session")
 def hand() -> Hand:
     return Hand()
+
+
+@pytest.fixture(scope="session")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that solves one family now and then; `init` two folders up is the same without training."""
+    small = {"traces": {"tasks": 60, "per_task": 3, "skill": 0.5}, "steps": 40, "prompts": 16, "checkpoint_every": 40}
+    family = {"env_args": {"families": ["delete"]}}
+    config = resolve({**preset("sft", "tiny"), **family, **small, "threads": 1})
+    return train(Run.create(tmp_path_factory.mktemp("cold") / "run", config))

@@ -213,6 +213,27 @@ def test_teacher_support_by_hand() -> None:
     assert found.has_teacher.tolist() == [True, True]
 
 
+@pytest.mark.parametrize("field", ["entropy", "ids_logp", "rest_logp"])
+def test_a_score_of_which_a_part_is_missing_teaches_nothing(field: str) -> None:
+    """And leaves no NaN that a masked loss could carry into the gradient. No mass beside the support is no fault."""
+    played = [episode(["p000"])]
+    batch = collate(played, flatten(played))
+    told = Scored(
+        torch.tensor([-1.0, -2.0, -3.0]),
+        entropy=torch.ones(3),
+        ids_logp=-torch.ones(3, 2),
+        rest_logp=torch.tensor([-torch.inf, -4.0, -4.0]),
+    )
+    getattr(told, field)[1] = torch.nan
+    found = with_teacher(batch, [view(0, [1, 2, 3])], [told], 1)
+    assert found.teacher_mask.tolist() == [[[False, True, False, True]]]
+    assert found.teacher_logp.tolist() == [[[0, -1, 0, -3]]]
+    for values in (found.teacher_entropy, found.teacher_support_logp, found.teacher_rest_logp):
+        assert not torch.isnan(values).any()
+        assert (values[0, 0, 2] == 0).all()
+    assert found.teacher_rest_logp[0, 0, 1] == -torch.inf
+
+
 def test_overlapping_views_of_a_channel_are_refused() -> None:
     played = [episode(["p000"])]
     batch = collate(played, flatten(played))

@@ -235,3 +235,53 @@ def test_a_schedule_ends_with_the_run_unless_told_otherwise() -> None:
 def test_feedback_is_not_steered_where_no_teacher_reads_it(recipe: str) -> None:
     with pytest.raises(ConfigError, match=f"recipes with a teacher; {recipe} has none"):
         resolve({"recipe": recipe}, ["feedback=none"])
+
+
+VLLM = "teachers.v.model=vllm:http://a:1"
+BIG = {"recipe": "opd", "teachers": {"big": {"model": "runs/x"}}}
+
+
+def test_teachers_are_set_by_their_names() -> None:
+    settings = ["teachers.big.model=runs/x", 'teachers.big.tasks=["move/*", "find/*"]', "teachers.two.model=http://a:1"]
+    config = resolve({"recipe": "opd"}, [*settings, "teachers.two.timeout_s=3"])
+    assert list(config.teachers) == ["big", "two"]
+    assert config.teachers["big"].tasks == ("move/*", "find/*")
+    assert config.teachers["two"].patience == {"timeout_s": 3, "retries": 2}
+    assert resolve(tomllib.loads(tomli_w.dumps(dump(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("opd", ["teachers.big.modle=x"], r"unknown key 'teachers\.big\.modle'; did you mean 'teachers\.big\.model'"),
+        ("opd", ["teachers.big.tasks=[]"], r"teachers\.big\.tasks: .*at least 1 item"),
+        ("opd", ["teachers.big.retries=-1"], r"teachers\.big\.retries"),
+        ("opd", ["scorer=vllm:http://a:1"], "expected one of the two"),
+        ("opd", ["feedback=none"], "the teacher of opd reads no feedback"),
+        ("opd", ["teachers={'a b'={model='x'}}"], "letters, digits, - and _, found 'a b'"),
+        ("grpo", [], r"teachers\.big: grpo needs no teacher at all"),
+        ("sdar", [], r"teacher\.kind=fixed"),
+        (
+            "sdpo",
+            ["teacher.kind=fixed", "teachers.v.model=vllm:http://a:1"],
+            r"teachers\.v: recipe sdpo needs .*support",
+        ),
+        ("srpo", ["teacher.kind=fixed", "teachers.v.model=vllm:http://a:1"], "entropy, which vLLM cannot give; .*rlsd"),
+        ("opd", ["teachers.v.model=vllm:http://a:1", "temperature=0.7"], "scores at temperature 1, found 0.7"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused(recipe: str, settings: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve({**BIG, "recipe": recipe}, settings)
+
+
+def test_a_recipe_without_privileged_context_needs_another_model() -> None:
+    with pytest.raises(ConfigError, match=r"opd learns from another model .*teachers\.NAME\.model=FOLDER.*found none"):
+        resolve({"recipe": "opd"})
+    assert resolve({"recipe": "opd", "scorer": "vllm:http://a:1"}).scorer == "vllm:http://a:1"
+    with pytest.raises(ConfigError, match="scorer=engine needs engine=vllm"):
+        resolve({"recipe": "opd", "scorer": "engine"})
+    with pytest.raises(ConfigError, match=r"teacher\.kind=current"):
+        resolve({"recipe": "opd", "scorer": "engine", "engine": "vllm"})
+    for recipe in ("rlsd", "sdpo", "srpo"):
+        assert resolve({**BIG, "recipe": recipe}, ["teacher.kind=fixed"]).teachers

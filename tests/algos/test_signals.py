@@ -20,7 +20,7 @@ from retort.algos.signals import table, terms_and_push
 from retort.feedback.base import TeacherView
 
 ROWS, LENGTH, WORDS, K, N = 6, 5, 7, 3, 5
-ALL = ("grpo", "dr_grpo", "gspo", "cispo", "sdpo", "opsd", "srpo", "sdar", "rlsd", "rlcsd", "openclaw")
+ALL = ("grpo", "dr_grpo", "gspo", "cispo", "sdpo", "opsd", "srpo", "sdar", "rlsd", "rlcsd", "openclaw", "opd")
 
 
 def said(logits: torch.Tensor, tokens: torch.Tensor, ids: torch.Tensor) -> Student:
@@ -83,7 +83,7 @@ def test_push_is_the_gradient_for_the_sampled_logit(name: str, chunk: int, monke
     """Whatever a recipe looks at, and however the batch is cut."""
     monkeypatch.setattr(signals, "CHUNK", chunk)
     recipe = load_recipe(name)
-    options = resolve({"recipe": name}, ["kl_coef=0"] if hasattr(recipe.options(), "kl_coef") else []).options
+    options = recipe.options(**({"kl_coef": 0.0} if "kl_coef" in recipe.options.model_fields else {}))
     for seed in range(3):
         batch, logits = random_batch(seed, recipe.channels)
         credit = recipe.credit(batch, options)
@@ -182,6 +182,23 @@ def test_a_table_by_hand(hand: Any, tmp_path: Path) -> None:
         pytest.approx(-(1 - opened) * math.log(2)),
     ]
     assert [row["importance"] for row in (first, second, third)] == [1, 1, 1]
+
+
+def test_who_scored_stands_beside_each_token(hand: Any) -> None:
+    """Of two views one was scored by somebody."""
+    batch = hand.batch(teacher_mask=torch.tensor([[[False, True, True], [False, False, False]]]))
+    recipe = load_recipe("sdar")
+    options = resolve({"recipe": "sdar"}, ["kl_coef=0"]).options
+    ids = np.array([104, 105, 67])
+    views = [
+        TeacherView(1, 0, ids, np.array([1]), np.array([1])),
+        TeacherView(0, 0, ids, np.arange(1, 3), np.arange(1, 3)),
+    ]
+    played: Any = [Episode("a", "t"), Episode("b", "t")]
+    credit = recipe.credit(batch, options)
+    made = table(played, batch, credit, views, byte_chat(), recipe.loss, options, "a pool", ["", "big"])
+    assert [row["teacher"] for row in made.to_pylist()] == ["big", "big", None]
+    assert [row["gap"] is None for row in made.to_pylist()] == [False, False, True]
 
 
 def test_a_token_that_nothing_moves(hand: Any) -> None:

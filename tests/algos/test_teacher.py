@@ -141,7 +141,7 @@ def test_the_learners_precision_is_for_a_teacher_in_this_process_alone() -> None
         entered.append(1)
         return torch.autocast("cpu", torch.bfloat16)
 
-    (found,) = teacher_scores(None, None, engine, [view], None, arithmetic)
+    (found,) = teacher_scores(None, None, engine, [view], None, [], arithmetic)
     assert found.logp.tolist() == [0.0]
     assert (engine.inside, entered) == (False, [])
 

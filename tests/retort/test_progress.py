@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from retort.agents.report import Rate, Report
+from retort.algos.config import resolve
+from retort.algos.runs import Run
 from rich.console import Console
 
-from retort.progress import LINE_S, Bars, Lines, report_table
+from retort.progress import LINE_S, Bars, Lines, report_table, train_table
 
 
 class Told:
@@ -102,3 +105,20 @@ def test_a_family_of_which_nothing_counted_has_no_success() -> None:
     assert lines[0].startswith("null on x")
     (row,) = (line for line in lines if "broken" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == ["broken", "0", "-", "-", "infrastructure 2"]
+
+
+def test_what_teachers_did_stands_below_the_table(tmp_path: Path) -> None:
+    """Over two steps: 30 of 40 tokens in four requests of 0.2 s and one of 1 s; the other was never asked."""
+    run = Run.create(tmp_path / "run", resolve({"recipe": "opd", "teachers": {"big": {"model": "x"}}}))
+    steps: list[dict[str, Any]] = [
+        {"requests": 4, "failures": 0, "fallbacks": 0, "tokens": 20, "seconds": 0.2, "coverage": 1.0},
+        {"requests": 1, "failures": 1, "fallbacks": 2, "tokens": 20, "seconds": 1.0, "coverage": 0.5},
+    ]
+    idle = {"requests": 0, "failures": 0, "fallbacks": 0, "tokens": 0}
+    for number, told in enumerate(steps, 1):
+        line = {"step": number, "loss": 1.0, "success": 0.5, "tokens": 20, "episodes": 2, "seconds": {"update": 1.0}}
+        run.log({**line, "teachers": {"big": told, "idle": idle}})
+    assert str(train_table(run).caption).splitlines() == [
+        "Teacher big: 75% of its tokens scored, 0.36 s a request, 1 failure, 2 fallbacks",
+        "Teacher idle: was not asked",
+    ]
