@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+import typer
+from rich.table import Table
+
 from retort.envs.base import own_pip
+from retort.options import Json, console
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,20 @@ class Finding:
     detail: str
     advice: str = ""
     needed: bool = False
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and how to get the rest."""
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("what", "here", "detail", "how to get the rest")
+        for finding in findings:
+            table.add_row(finding.name, "yes" if finding.present else "no", finding.detail, finding.advice)
+        console.print(table)
+    if any(finding.needed and not finding.present for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine() -> list[Finding]:
