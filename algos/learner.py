@@ -328,7 +328,9 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
             model = model.to(torch.bfloat16)
         alpha = options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank
         adapter = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, adapter)
+        with warnings.catch_warnings():  # peft asks by a name that transformers has replaced
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(model, adapter)
     else:
         model = model.float()
     model.to(device)
@@ -339,7 +341,10 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
             setattr(module, "attention_dropout", 0.0)  # noqa: B010
     model.eval()
     if options.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        # Its second name is that of older transformers, such as vLLM may pin.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(found for name in names if (found := getattr(model, name, None)))
+        enable({"use_reentrant": False})
     return model
 
 
