@@ -24,17 +24,20 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from retort.envs.base import MissingPackage, Split, UsageError, own_pip
+from retort.envs.arguments import spelled
+from retort.envs.base import Split, UsageError, missing
 from retort.envs.harbor import HarborEnv
 from retort.envs.harbor_format import Files, HarborTask, script
 from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import FileState
 
-INSTALL = "install --no-deps inspect-evals==0.26.0"
+INSTALL = "pip install --no-deps inspect-evals==0.26.0"
+SCRIPTS = "data/os_interaction/scripts of a clone of github.com/THUDM/AgentBench"
 HOME = "/home/agent"
 ANSWER = "/tmp/answer.txt"
 DATA = {"agent_bench_os.json": "dev", "agent_bench_os_test.json": "test"}
 SPLIT = {"dev": "validation", "test": "test"}
+SIZE = {"dev": 26, "test": 119}
 HOW = (
     "Submit just the answer: a bare integer for counts and numbers, or the exact string asked for. Where a script or a "
     f"command is asked for, run it and submit its output. To submit is to write the answer into {ANSWER}."
@@ -101,7 +104,8 @@ class AgentBenchEnv(HarborEnv):
         UsageError: an unknown value.
     """
 
-    needs = ()
+    needs = {}  # noqa: RUF012
+    packages = {"inspect_evals": INSTALL}  # noqa: RUF012
 
     def __init__(
         self,
@@ -121,6 +125,17 @@ class AgentBenchEnv(HarborEnv):
         found = load(Path(folder) if folder is not None else None)
         return {key: task for key, task in found.items() if self._root or _metadata(task)["retort_sandbox"] == "bwrap"}
 
+    def _absent(self, name: str, found: Mapping[str, HarborTask]) -> str:
+        part, _, index = name.partition("-")
+        place = (part, int(index) if index.isdigit() else -1)
+        if place[1] not in range(SIZE.get(part, 0)):
+            return super()._absent(name, found)
+        if place in LEFT_OUT:
+            return f"task {name!r} is left out: {LEFT_OUT[place]}"
+        if place in MACHINES | ROOTS | SYSTEMS:
+            return f"task {name!r} wants more than bubblewrap has: --env-arg sandbox=docker"
+        return f"task {name!r} begins with a script of {SCRIPTS}: {spelled(['scripts'])}"
+
     def _backend(self, asked: Wants) -> str:
         if self.sandbox != "docker":
             return super()._backend(asked)
@@ -137,9 +152,9 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
     try:
         data = Path(str(distribution("inspect-evals").locate_file("inspect_evals/agent_bench/data")))
     except PackageNotFoundError as error:
-        raise MissingPackage(f"the package of 'inspect_evals' is not installed: {own_pip(INSTALL)}") from error
+        raise missing("inspect_evals", INSTALL) from error
     if scripts is not None and not list(scripts.glob("*/init")):
-        raise UsageError(f"scripts: expected data/os_interaction/scripts of a clone of AgentBench, found {scripts}")
+        raise UsageError(f"scripts: expected {SCRIPTS}, found {scripts}: {spelled(['scripts'])}")
     found: dict[str, HarborTask] = {}
     for file, part in DATA.items():
         for record in json.loads((data / file).read_text()):

@@ -68,6 +68,8 @@ class BFCLEnv(TextEnv):
         UsageError: an unknown value, with the nearest valid one; from `reset`, where the split is empty.
     """
 
+    packages = dict.fromkeys(("mpmath", "bfcl_eval"), INSTALL)
+
     def __init__(self, split: Split = "test", families: Sequence[str] | None = None, explain: bool = True) -> None:
         self.split, self.explain = checked_split(split), explain
         if isinstance(families, str) or families == ():

@@ -61,6 +61,8 @@ class ReasoningGymEnv(TextEnv):
         UsageError: an unknown or refused generator, an option that it does not take.
     """
 
+    packages = {"reasoning_gym": INSTALL}  # noqa: RUF012
+
     def __init__(
         self,
         generator: str = "chain_sum",

@@ -82,6 +82,7 @@ class RepairEnv(TextEnv):
     """
 
     held_out = HELD_OUT
+    programs = dict.fromkeys(("git", "python3"), INSTALL)
 
     def __init__(
         self,

@@ -89,16 +89,34 @@ def test_on_a_terminal_a_bar_that_goes_back_starts_anew(monkeypatch: pytest.Monk
     assert task.start_time is None or first is None or task.start_time >= first
 
 
-def test_a_family_of_which_nothing_counted_has_no_success() -> None:
-    broken = Rate("broken", 0.0, 0.0, 0, 0, {"infrastructure": 2})
+def rows_of(*families: Rate, held_out: Rate | None = None) -> list[list[str]]:
+    """The cells of a report's table, without its head."""
     whole = Rate("all", 0.5, 0.1, 4, 4, {"won": 2, "wrong": 2})
     numbers: dict[str, Any] = dict.fromkeys(("truncated", "turns", "tokens", "prompt_tokens", "invalid"), 0.0)
     empty: dict[str, Any] = {f"pass_{kind}_k{of}": {} for kind in ("at", "hat") for of in ("", "_stderr")}
-    found = Report(whole, (broken,), None, failures=(), infrastructure_failures=2, **empty, **numbers)
+    found = Report(whole, families, held_out, failures=(), infrastructure_failures=2, **empty, **numbers)
     console = Console(file=io.StringIO(), width=120)
     console.print(report_table(found, "null on x"))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("null on x")
-    (row,) = (line for line in lines if "broken" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["broken", "0", "-", "-", "infrastructure 2"]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def test_a_family_of_which_nothing_counted_has_no_success() -> None:
+    broken = Rate("broken", 0.0, 0.0, 0, 0, {"infrastructure": 2})
+    assert rows_of(broken) == [
+        ["broken", "0", "-", "-", "infrastructure 2"],
+        ["all families", "4", "0.500", "0.100", "wrong 2"],
+    ]
+
+
+def test_families_that_training_never_has_are_marked_and_come_last() -> None:
+    apart = Rate("apart", 0.25, 0.1, 4, 4, held_out=True)
+    total = Rate("held out", 0.25, 0.1, 4, 4, held_out=True)
+    assert [row[0] for row in rows_of(apart, Rate("move", 0.5, 0.1, 4, 4), held_out=total)] == [
+        "move",
+        "apart (never trained on)",
+        "all families in training",
+        "held-out families",
+    ]
