@@ -33,7 +33,7 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     check_installed(config.engine)
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
-        look_up(config.model)
+        look_up(config.model, trains=True)
         Chat.load(config.model)
         if rollouts and config.traces != TraceOptions():
             raise ConfigError("traces.* are for sft and for cold-starting the tiny model, and this run does neither")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retort.envs.base import UsageError
@@ -34,3 +36,21 @@ def spelled(names: Iterable[str]) -> str:
     listed = list(names)
     given = " ".join(f"--env-arg {name}=..." for name in listed)
     return f"{given} ({' '.join(f'--set env_args.{name}=...' for name in listed)} in train and preview)"
+
+
+def typed(option: str, arguments: Mapping[str, Any]) -> str:
+    """Arguments as they are typed in a shell, each after a space and its option; `parse` reads them back."""
+    return "".join(f" {option} {shlex.quote(f'{name}={_written(value)}')}" for name, value in arguments.items())
+
+
+def _written(value: Any) -> str:
+    bare = isinstance(value, str) and parse(f"x={value}") == ("x", value)
+    return str(value) if bare else _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_toml(key)} = {_toml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from retort.options import Json, at_least, console, say
+from retort.options import EnvArguments, Json, at_least, console, note, say
 
 
 def envs(as_json: Json = False) -> None:
@@ -20,31 +19,30 @@ def envs(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(list(catalogue()), indent=2))
         return
-    table, hints = Table("environment", "tasks by split", "missing"), list[str]()
-    with Console(stderr=True).status("making each") as status:
-        for entry in catalogue():
-            counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
-            missing = entry.get("missing", "")
-            if "install" in missing:  # a table would break the command
-                hints.append(f"{entry['id']}: {missing}")
-                missing = "a package: see below"
-            table.add_row(entry["id"], counts, missing)
-            status.update(f"{entry['id']} is looked at")
+    table, hints = Table("environment", "tasks by split", "missing"), dict[str, list[str]]()
+    for entry in catalogue():
+        counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
+        missing = entry.get("missing", "")
+        if "install" in missing:  # a table would break the command
+            hints.setdefault(missing, []).append(entry["id"])
+            missing = "see below"
+        table.add_row(entry["id"], counts, missing)
     console.print(table)
-    for hint in hints:
-        say(hint)
+    for hint, ids in hints.items():
+        say(f"{', '.join(ids)}: {hint}")
 
 
 def check(
     env_id: Annotated[str, typer.Argument(help="Such as retort/Shell-v0, or MODULE:ID: my_module:me/Name-v0.")],
-    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+    settings: EnvArguments = None,
 ) -> None:
     """Hold a registered environment against the contract."""
-    from retort.algos.config import parse
+    from retort.envs.arguments import parsed
     from retort.envs.catalogue import make
     from retort.envs.check import CheckError, check_env
 
-    env = make(env_id, **dict(parse(setting) for setting in settings or ()))
+    env = make(env_id, **parsed(settings))
+    note(f"playing a sample of the tasks of {env_id} ...")
     try:
         checked = check_env(env, name=env_id)
     except CheckError as error:
@@ -65,16 +63,16 @@ def export(
         int | None, typer.Option(callback=at_least(1), help="At most this many tasks, spread over the families.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="The image that their Dockerfiles start from.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+    settings: EnvArguments = None,
 ) -> None:
     """Write an environment's tasks in Harbor's format, for other harnesses and for retort/Harbor-v0."""
     from retort.agents.evaluate import spread
-    from retort.algos.config import parse
+    from retort.envs.arguments import parsed
     from retort.envs.base import TextEnv
     from retort.envs.catalogue import make
     from retort.envs.harbor_format import export_tasks
 
-    made = make(env_id, split=split, **dict(parse(setting) for setting in settings or ()))
+    made = make(env_id, split=split, **parsed(settings))
     try:
         env = cast(TextEnv, made.unwrapped)
         written = export_tasks(env, spread(env.tasks(), limit), folder, image)

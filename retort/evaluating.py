@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retort.options import Engine, EnvId, Json, Seed, at_least, console, note, say
+from retort.options import Engine, EnvArguments, EnvId, Json, Seed, at_least, console, note, say
 
 if TYPE_CHECKING:
     from retort.agents.evaluate import Session
+    from retort.agents.evaluation import EvalConfig
 
 
 def evaluate(
@@ -50,7 +51,7 @@ def evaluate(
     concurrency: Annotated[int, typer.Option(callback=at_least(1), help="Episodes at once.")] = 32,
     seed: Seed = 0,
     as_json: Json = False,
-    settings: Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")] = None,
+    settings: EnvArguments = None,
     model_settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,18 +66,19 @@ def evaluate(
 ) -> None:
     """Evaluate an agent on an environment's tasks."""
     from retort.agents.estimate import estimate
-    from retort.agents.evaluate import begin, reopen
+    from retort.agents.evaluate import begin, look, reopen
     from retort.agents.evaluation import EvalConfig, Evaluation, refuse_played
-    from retort.algos.config import ConfigError, parse
+    from retort.envs.arguments import parsed
+    from retort.envs.base import UsageError
     from retort.progress import estimate_table
 
     if not all(part.isdigit() for part in k.split(",")):
-        raise ConfigError(f"--k: expected whole numbers such as 1,4,8, found {k!r}")
+        raise UsageError(f"--k: expected whole numbers such as 1,4,8, found {k!r}")
     if resume is not None:
         sources = {name: context.get_parameter_source(name) for name in context.params}
         given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
         if given - {"resume", "as_json", "concurrency"}:
-            raise ConfigError("--resume goes on with an evaluation as it was configured: beside it, only --concurrency")
+            raise UsageError("--resume goes on with an evaluation as it was configured: beside it, only --concurrency")
         _play(reopen(resume, concurrency if "concurrency" in given else None), as_json)
         return
     config = EvalConfig(
@@ -90,8 +92,8 @@ def evaluate(
         turn_tokens=turn_tokens,
         context_tokens=context_tokens,
         seed=seed,
-        env_args=dict(parse(setting) for setting in settings or ()),
-        model_args=dict(parse(setting) for setting in model_settings or ()) | ({"engine": engine} if engine else {}),
+        env_args=parsed(settings),
+        model_args=parsed(model_settings) | ({"engine": engine} if engine else {}),
         concurrency=concurrency,
     )
     if dry_run:
@@ -100,8 +102,17 @@ def evaluate(
         return
     if out is not None:
         refuse_played(out)
+    facts = look(config)
+    note(_size(len(facts.tasks), config))
     create = partial(Evaluation.create, out) if out is not None else partial(Evaluation.named, Path("runs/eval"))
-    _play(begin(config, lambda facts: create(config, facts)), as_json)
+    _play(begin(config, facts, lambda: create(config, facts)), as_json)
+
+
+def _size(tasks: int, config: EvalConfig) -> str:
+    """How much is to be played, and how it can be less."""
+    often = f", each {config.n} times" if config.n > 1 else ""
+    said = f"{tasks * config.n} episodes: {tasks} tasks of the {config.split} split{often}"
+    return said if config.limit is not None else f"{said}; --limit N plays fewer tasks, spread over the families"
 
 
 def _play(session: Session, as_json: bool) -> None:

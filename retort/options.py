@@ -14,6 +14,11 @@ say = partial(console.print, markup=False, soft_wrap=True)  # a sentence, as it 
 note = partial(typer.echo, err=True)
 
 
+def loading(what: str) -> None:
+    """Said at once by a command that else would be silent for seconds: its libraries take so long to import."""
+    note(f"loading {what} ...")
+
+
 def at_least(least: int) -> Callable[[float | None], float | None]:
     """Refuses a smaller number, and says which it was."""
 
@@ -32,6 +37,7 @@ Engine = Annotated[
     str | None, typer.Option("--engine", help="What samples: hf (this process), vllm (here), or vllm:URL (a server).")
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
+EnvArguments = Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")]
 
 
 EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]

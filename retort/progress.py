@@ -81,10 +81,18 @@ class _Stage:
     """How far a stage was when it began and when it last had a line."""
 
     start: float
+    first: int
     done: int
     total: int | None = None
     told: float = 0.0
     tenth: int = 0
+
+    def left(self, now: float) -> str:
+        """How long the rest takes if it goes on as it went so far; empty at the end, or where there is none."""
+        if self.total is None or not self.first < self.done < self.total:
+            return ""
+        seconds = (now - self.start) / (self.done - self.first) * (self.total - self.done)
+        return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 
 class Lines:
@@ -99,7 +107,7 @@ class Lines:
         """As `Bars` is called."""
         now, known = self._clock(), self._stages.get(stage)
         if known is None or done < known.done:
-            known = self._stages[stage] = _Stage(now, done, told=now)
+            known = self._stages[stage] = _Stage(now, done, done, told=now)
             known.total = metrics.get("total")
             known.tenth = done * 10 // known.total if known.total else 0
             return
@@ -109,7 +117,7 @@ class Lines:
         if done == known.total or passed >= LINE_S or (tenth > known.tenth and passed >= LEAST_S):
             known.tenth, known.told = tenth, now
             length = "" if known.total is None else f"/{known.total}"
-            parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s", _note(metrics)]
+            parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s{known.left(now)}", _note(metrics)]
             self._console.print(
                 "  ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True
             )

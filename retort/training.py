@@ -8,11 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retort.options import Engine, EnvId, Json, Seed, Settings, at_least, console, note, say
+from retort.options import Engine, EnvId, Json, Seed, Settings, at_least, console, loading, note, say
+
+if TYPE_CHECKING:
+    from retort.algos.runs import Run
+
+LOOK = 200  # tasks of an evaluation that gives a first idea
 
 
 def train(
@@ -28,21 +33,27 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
 ) -> None:
     """Train a policy on its own episodes (or, with sft, on expert traces)."""
-    from retort.algos.config import ConfigError, parse, preset, resolve
+    from retort.envs.arguments import parsed
+    from retort.envs.base import UsageError
+
+    beside = any(given is not None for given in (recipe, env, model, seed, out, engine)) or bool(settings)
+    if resume is not None and beside:
+        raise UsageError("--resume goes on with a run as it was configured: expected nothing else beside it")
+    if resume is None and recipe is None:
+        raise UsageError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
+    for key in parsed(settings):
+        if key in ("recipe", "env", "model", "seed"):
+            raise UsageError(f"--set {key}: expected --{key}, which also names the folder and picks the preset")
+    loading("torch")
+    from retort.algos.config import preset, resolve
     from retort.algos.launch import launch, resume_run
     from retort.progress import Bars, train_table
 
     if resume is not None:
-        if any(given is not None for given in (recipe, env, model, seed, out, engine)) or settings:
-            raise ConfigError("--resume goes on with a run as it was configured: expected nothing else beside it")
         with _ends_well(resume), Bars() as bars:
             run = resume_run(resume, bars)
-    elif recipe is None:
-        raise ConfigError("expected a recipe (retort train grpo) or a run to go on with (--resume runs/NAME)")
     else:
-        for key, _ in map(parse, settings or ()):
-            if key in ("recipe", "env", "model", "seed"):
-                raise ConfigError(f"--set {key}: expected --{key}, which also names the folder and picks the preset")
+        assert recipe is not None
         base: dict[str, Any] = preset(recipe, model or "tiny")
         base |= {"env": env or "retort/Shell-v0", "seed": seed or 0, "engine": engine or "hf"}
         config = resolve(base, settings or ())
@@ -55,11 +66,26 @@ def train(
         with _ends_well(folder), Bars() as bars:
             run = launch(config, folder, bars)
     console.print(train_table(run))
-    say(f"checkpoint: {run.checkpoints()[-1]}")
-    evaluate = f"retort eval --env {run.config.env} --model"
-    say(f"next: {evaluate} {run.checkpoints()[-1]}")
-    first, *others = [*([] if run.config.model == "tiny" else [run.config.model]), "gold", "null", "random"]
-    say(f"beside it: {evaluate} {first} (or {', '.join(others)}); then: retort compare FIRST SECOND")
+    for line in _next(run):
+        say(line)
+
+
+def _next(run: Run) -> Iterator[str]:
+    """What can be done with a finished run, each as it is typed."""
+    from retort.envs.arguments import typed
+
+    config, checkpoint = run.config, run.checkpoints()[-1]
+    args = typed("--env-arg", config.env_args)
+    evaluate = f"retort eval --env {config.env}{args} --limit {LOOK} --model"
+    yield f"checkpoint: {checkpoint}"
+    yield f"next: {evaluate} {checkpoint}"
+    first, *others = [*([] if config.model == "tiny" else [config.model]), "gold", "null", "random"]
+    yield f"beside it: {evaluate} {first} (or {', '.join(others)}); then: retort compare FIRST SECOND"
+    if stored := run.signal_steps():
+        yield f"what a step did, token by token: retort trace {run.folder} --step {stored[-1]}"
+    given = typed("--set", {f"env_args.{name}": value for name, value in config.env_args.items()})
+    read = f"retort preview {config.recipe} --env {config.env}{given} --model {checkpoint}"
+    yield f"what the model and its teachers read: {read}"
 
 
 @contextmanager
@@ -92,6 +118,7 @@ def preview(
     settings: Settings = None,
 ) -> None:
     """Show what a recipe's student and each of its teachers would read of one rollout, side by side."""
+    loading("torch")
     from retort.algos.config import preset, resolve
     from retort.preview import preview as previewed
     from retort.preview import show
@@ -108,6 +135,7 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Show one rollout of a training step token by token: gap, gate, credit, and where each pulls."""
+    loading("torch")
     from retort.trace import load, show
 
     found = load(folder, step, episode)
@@ -125,6 +153,7 @@ def serve(
     ] = None,
 ) -> None:
     """Start a vLLM server that can be trained with: --engine vllm:http://127.0.0.1:PORT."""
+    loading("torch and transformers")
     from retort.agents.chat import Chat
     from retort.agents.serving import command, servable
 
@@ -136,6 +165,7 @@ def serve(
 
 def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = None) -> None:
     """Cold-start the tiny model, train it on its own episodes, and show what it can do before and after."""
+    loading("torch and transformers")
     from retort.demo import run_demo
 
     run_demo(seed, out, settings or (), console)

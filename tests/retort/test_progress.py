@@ -34,7 +34,7 @@ def test_a_line_at_each_tenth() -> None:
         told.now = done / 2
         said += told("step", done, success=0.5, loss=0.25)
     assert len(said) == 10
-    assert said[0] == "step 20/200  10 s  success 0.50  loss 0.250"
+    assert said[0] == "step 20/200  10 s, about 90 s left  success 0.50  loss 0.250"
     assert said[-1].startswith("step 200/200  100 s")
     assert told("quick", 0, total=10) == []
     assert [line for done in range(1, 11) for line in told("quick", done)] == ["quick 10/10  0 s"]
@@ -47,7 +47,7 @@ def test_a_line_where_much_time_has_passed() -> None:
     assert told("before: episodes", 1) == []
     told.now = LINE_S
     assert told("before: episodes", 2, success=1, held_out=0) == [
-        "before: episodes 2/1000  15 s  success 1.00  held out 0.00"
+        "before: episodes 2/1000  15 s, about 125 min left  success 1.00  held out 0.00"
     ]
     told.now = 2 * LINE_S - 1
     assert told("before: episodes", 3) == []
@@ -63,7 +63,7 @@ def test_a_stage_that_begins_again_has_a_clock_of_its_own() -> None:
     assert told("step", 10) == ["step 10/10  5 s"]
     assert told("step", 2, total=10) == []
     told.now = 6
-    assert told("step", 3) == ["step 3/10  1 s"]
+    assert told("step", 3) == ["step 3/10  1 s, about 7 s left"]
 
 
 def test_without_a_terminal_bars_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
