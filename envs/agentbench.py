@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,10 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
         MissingPackage: inspect-evals is not installed.
         UsageError: there are no such scripts.
     """
-    try:
-        data = Path(str(distribution("inspect-evals").locate_file("inspect_evals/agent_bench/data")))
-    except PackageNotFoundError as error:
-        raise missing("inspect_evals", INSTALL) from error
+    place = find_spec("inspect_evals")  # which takes seconds to import
+    if place is None or not place.submodule_search_locations:
+        raise missing("inspect_evals", INSTALL)
+    data = Path(place.submodule_search_locations[0], "agent_bench", "data")
     if scripts is not None and not list(scripts.glob("*/init")):
         raise UsageError(f"scripts: expected {SCRIPTS}, found {scripts}: {spelled(['scripts'])}")
     found: dict[str, HarborTask] = {}

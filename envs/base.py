@@ -65,13 +65,12 @@ def needed(module: str, install: str) -> ModuleType:
 
 def missing(module: str, install: str) -> MissingPackage:
     """The error of a package that is not installed, with the command for the pip of this interpreter."""
-    command = install.replace("pip install", own_pip("install"))
-    return MissingPackage(f"the package of {module!r} is not installed: {command}")
+    return MissingPackage(f"the package of {module!r} is not installed: {own_pip(install)}")
 
 
 def own_pip(command: str) -> str:
-    """A command of the pip that belongs to this interpreter, to be typed in a shell."""
-    return f"{shlex.quote(sys.executable)} -m pip {command}"
+    """A command as it is typed in a shell, each "pip" in it that of this interpreter."""
+    return command.replace("pip install", f"{shlex.quote(sys.executable)} -m pip install")
 
 
 class Source(StrEnum):

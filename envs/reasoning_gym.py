@@ -120,7 +120,7 @@ class ReasoningGymEnv(TextEnv):
         told = RIGHT if reward >= 1 else Feedback(verdict, Source.VERIFIER, 0, visible=False)
         info = step_info(
             question.ref,
-            feedback=(told, question.lesson),
+            feedback=(told, *question.lessons),
             components={"score": reward},
             success=reward >= 1,
             invalid=not readable,

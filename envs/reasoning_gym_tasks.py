@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from retort.envs.base import SPLITS, Feedback, Source, Split, TaskRef, UsageError, content_digest, nearest, needed
+from retort.envs.checks_secrets import stands_in
 
 INSTALL = "pip install reasoning-gym"
 REFUSED = {
@@ -55,8 +56,10 @@ class Question:
         return str(self.entry["question"])
 
     @cached_property
-    def lesson(self) -> Feedback:
-        return Feedback(self.answer, Source.ANSWER, 0, visible=False)
+    def lessons(self) -> tuple[Feedback, ...]:
+        """The answer, for a teacher; nothing where the question shows it, as a matrix that is turned by 360 degrees."""
+        known = stands_in(self.text, self.answer)
+        return () if known else (Feedback(self.answer, Source.ANSWER, 0, visible=False),)
 
 
 class Score(NamedTuple):

@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, quiet libraries, no silent skips in CI, and one Docker engine."""
+"""Shared by all tests: quiet libraries, no silent skips in CI, one Docker engine, and what may not run side by side."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported anywhere: as in retort/__init__.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -25,6 +28,22 @@ from retort.sandboxes.images import folder_of_this_machine
 # Other processes may hold the cores: no test depends on a time.
 settings.register_profile("retort", deadline=None)
 settings.load_profile("retort")
+
+
+# Tests that count what a host holds, or wait for what it does, and those that share a Docker engine.
+ONE_AFTER_ANOTHER = ("tests/sandboxes/", "tests/envs/test_agentbench.py", "tests/envs/test_harbor.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, one process takes those, and each other file goes to whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "one after another" if nodeid.startswith(ONE_AFTER_ANOTHER) else nodeid.partition("::")[0]
+
+    return Files(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
