@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import pytest
 from echo import Echo
-from retort.envs.base import TaskRef
+from retort.envs.base import Split, TaskRef
 from retort.envs.check import CheckError, Fault, Subject, check_env, faults_of
 from retort.envs.shell import ShellEnv
 from retort.envs.shell_tasks import task
@@ -78,6 +78,47 @@ def test_tasks_that_raise(register: Any) -> None:
 
     with pytest.raises(CheckError, match="no data"):
         check_env(register(NoTasks))
+
+
+class TestOnly(Echo):
+    """As a benchmark is: nothing to train on."""
+
+    __test__ = False
+
+    def __init__(self, split: Split = "train") -> None:
+        super().__init__(split)
+        self.split = split
+        self.refs = self.refs if split == "test" else []
+
+
+class Empty(Echo):
+    def __init__(self) -> None:
+        super().__init__()
+        self.refs = []
+
+
+class EmptyEverywhere(Empty):
+    def __init__(self, split: Split = "train") -> None:
+        super().__init__()
+        self.split = split
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "mend"),
+    [
+        (TestOnly, "tasks() is empty in the train split; it has tasks in test", "--env-arg split=..."),
+        (EmptyEverywhere, "tasks() is empty in the train split; nor has it any in another split", "a TaskRef for each"),
+        (Empty, "tasks() is empty", "a TaskRef for each"),
+    ],
+)
+def test_no_tasks_are_one_fault(register: Any, kind: type[Echo], found: str, mend: str) -> None:
+    with pytest.raises(CheckError) as error:
+        check_env(register(kind))
+    (fault,) = error.value.faults
+    assert (fault.check, fault.found) == ("tasks_are_named", found)
+    assert mend in fault.mend
+    if kind is TestOnly:
+        assert check_env(register(kind, split="test")).tasks == 2
 
 
 @pytest.mark.parametrize(("split", "sandbox"), [("train", "bwrap"), ("test", "bwrap"), ("validation", "unsafe")])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from retort import doctor
 from retort.cli import main
 from retort.doctor import examine
 
@@ -157,6 +158,30 @@ def test_doctor_says_in_a_sentence_that_no_engine_answers(monkeypatch: pytest.Mo
     assert docker.advice.startswith("apt-get install docker.io and start it, or set DOCKER_HOST")
 
 
+def test_doctor_says_how_to_get_what_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bfcl_eval", None)
+    monkeypatch.setattr(doctor, "_package", lambda name: None)
+    found = {finding.name: finding for finding in examine()}
+    pip = f"{sys.executable} -m pip install"
+    assert found["vllm"].advice.startswith(f"with a GPU: {pip} vllm; without one: make vllm")
+    bfcl, questions = found["retort/BFCL-v0"], found["retort/ReasoningGym-v0"]
+    assert (bfcl.present, bfcl.detail) == (False, "without bfcl_eval")
+    assert bfcl.advice == f"{pip} mpmath && {pip} --no-deps bfcl-eval==2026.3.23"
+    assert (questions.present, questions.detail, questions.advice) == (True, "reasoning_gym", "")
+    assert "retort/Shell-v0" not in found
+
+
+def test_a_split_without_tasks_says_where_they_are(here: Here, tmp_path: Path) -> None:
+    done = here("check-env", "retort/HumanEval-v0", "--env-arg", "split=train")
+    assert done.returncode == 1
+    assert "breaks the contract: 1 fault\n" in done.stdout
+    assert "tasks() is empty in the train split; it has tasks in test" in done.stdout
+    said = "expected tasks in the train split, found none; it has tasks in test"
+    refused(here("eval", "--env", "retort/HumanEval-v0", "--split", "train"), said)
+    refused(here("train", "sft", "--env", "retort/HumanEval-v0", "--out", tmp_path / "run"), said)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_check_env() -> None:
     done = retort("check-env", "retort/Shell-v0")
@@ -249,6 +274,9 @@ def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["success"] == 1
+    assert (
+        done.stderr == "1 episodes: 1 tasks of the test split; --limit N plays fewer tasks, spread over the families\n"
+    )
     done = retort("eval", "--env", "mine:me/Load-v0", cwd=tmp_path)
     refused(done, "unknown environment 'mine:me/Load-v0'", "did you mean 'mine:me/Loud-v0'")
 
@@ -261,6 +289,7 @@ def test_eval_prints_a_table_and_takes_arguments_of_the_environment(tmp_path: Pa
     assert "delete" not in done.stdout
     assert "pass^2" in done.stdout
     assert "gold on retort/Shell-v0 (train)" in done.stdout
+    assert done.stderr.startswith("12 episodes: 6 tasks of the train split, each 2 times\n")
     assert "episodes and report: runs/eval/Shell-v0-gold-seed0" in done.stdout
 
 
