@@ -110,9 +110,10 @@ def evaluate(
 
 def _size(tasks: int, config: EvalConfig) -> str:
     """How much is to be played, and how it can be less."""
-    often = f", each {config.n} times" if config.n > 1 else ""
-    said = f"{tasks * config.n} episodes: {tasks} tasks of the {config.split} split{often}"
-    return said if config.limit is not None else f"{said}; --limit N plays fewer tasks, spread over the families"
+    episodes, often = tasks * config.n, f", each {config.n} times" if config.n > 1 else ""
+    said = f"{episodes} episode{'s' * (episodes != 1)}: {tasks} task{'s' * (tasks != 1)} of the {config.split} split{often}"
+    fewer = tasks > 1 and config.limit is None
+    return f"{said}; --limit N plays fewer tasks, spread over the families" if fewer else said
 
 
 def _play(session: Session, as_json: bool) -> None:
