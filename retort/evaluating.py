@@ -110,8 +110,8 @@ def evaluate(
 
 def _size(tasks: int, config: EvalConfig) -> str:
     """How much is to be played, and how it can be less."""
-    episodes, often = tasks * config.n, f", each {config.n} times" if config.n > 1 else ""
-    said = f"{episodes} episode{'s' * (episodes != 1)}: {tasks} task{'s' * (tasks != 1)} of the {config.split} split{often}"
+    counted = [f"{count} {what}{'s' * (count != 1)}" for count, what in ((tasks * config.n, "episode"), (tasks, "task"))]
+    said = f"{': '.join(counted)} of the {config.split} split" + (f", each {config.n} times" if config.n > 1 else "")
     fewer = tasks > 1 and config.limit is None
     return f"{said}; --limit N plays fewer tasks, spread over the families" if fewer else said
 

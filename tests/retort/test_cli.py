@@ -120,6 +120,7 @@ def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["n"], report["success"]) == (3, 1.0)
+    assert done.stderr.startswith("3 episodes: 3 tasks of the validation split; --limit N plays fewer tasks, spread over")
     refused(
         here("export", "retort/Shell-v0", tmp_path / "out", "--split", "validation", "--limit", "1"), "never written"
     )
@@ -274,9 +275,7 @@ def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["success"] == 1
-    assert (
-        done.stderr == "1 episodes: 1 tasks of the test split; --limit N plays fewer tasks, spread over the families\n"
-    )
+    assert done.stderr == "1 episode: 1 task of the test split\n"
     done = retort("eval", "--env", "mine:me/Load-v0", cwd=tmp_path)
     refused(done, "unknown environment 'mine:me/Load-v0'", "did you mean 'mine:me/Loud-v0'")
 
