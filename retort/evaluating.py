@@ -110,8 +110,9 @@ def evaluate(
 
 def _size(tasks: int, config: EvalConfig) -> str:
     """How much is to be played, and how it can be less."""
-    counted = [f"{count} {what}{'s' * (count != 1)}" for count, what in ((tasks * config.n, "episode"), (tasks, "task"))]
-    said = f"{': '.join(counted)} of the {config.split} split" + (f", each {config.n} times" if config.n > 1 else "")
+    counts = {"episode": tasks * config.n, "task": tasks}
+    counted = ": ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    said = f"{counted} of the {config.split} split" + (f", each {config.n} times" if config.n > 1 else "")
     fewer = tasks > 1 and config.limit is None
     return f"{said}; --limit N plays fewer tasks, spread over the families" if fewer else said
 

@@ -120,7 +120,7 @@ def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["n"], report["success"]) == (3, 1.0)
-    assert done.stderr.startswith("3 episodes: 3 tasks of the validation split; --limit N plays fewer tasks, spread over")
+    assert done.stderr.startswith("3 episodes: 3 tasks of the validation split; --limit N plays fewer tasks")
     refused(
         here("export", "retort/Shell-v0", tmp_path / "out", "--split", "validation", "--limit", "1"), "never written"
     )
