@@ -105,6 +105,7 @@ class AgentBenchEnv(HarborEnv):
     """
 
     needs = {}  # noqa: RUF012
+    counts = {"train": 0, "validation": 8, "test": 95}  # noqa: RUF012
     packages = {"inspect_evals": INSTALL}  # noqa: RUF012
 
     def __init__(

@@ -160,8 +160,7 @@ def _entry(env_id: str, room: Callable[[str], Room]) -> dict[str, Any]:
             entry["tasks"] = dict(counts)
             _look_for(spec, room)
         else:
-            entry["tasks"] = {}
-            _try(env_id, entry["tasks"])
+            _try(env_id, entry)
     except (SandboxError, ImportError, UsageError) as error:
         entry["missing"] = str(error).removeprefix(f"{env_id}: ")
     except Exception as error:  # somebody else's environment is broken: the others are listed all the same
@@ -175,19 +174,20 @@ def _look_for(spec: EnvSpec, room: Callable[[str], Room]) -> None:
     for module, install in kind.packages.items():
         if find_spec(module) is None:
             raise missing(module, install)
-    sandbox = parameters(spec).get("sandbox")
-    if sandbox is not None:
-        inside = room(sandbox.default).fresh()
+    asked = parameters(spec).get("sandbox")
+    if asked is not None and isinstance(name := asked.default, str):
+        inside = room(name).fresh()
         for program, install in kind.programs.items():
             if inside.exec(f"command -v {program}").exit_code:
-                raise SandboxUnavailable(f"there is no {program} in the sandbox {sandbox.default!r}: {install}")
+                raise SandboxUnavailable(f"there is no {program} in the sandbox {name!r}: {install}")
 
 
-def _try(env_id: str, tasks: dict[str, int]) -> None:
-    """Makes it for each split, counts its tasks into `tasks`, and resets it."""
+def _try(env_id: str, entry: dict[str, Any]) -> None:
+    """Makes it for each split, counts its `tasks` into the entry, and resets it."""
     with ExitStack() as opened:
         made = {split: opened.enter_context(closing(make(env_id, split=split))) for split in SPLITS}
-        for split, env in made.items():
-            tasks[split] = sum(ref.split == split for ref in env.get_wrapper_attr("tasks")())
-        for split in [split for split in SPLITS if tasks[split]][:1]:
+        entry["tasks"] = {
+            split: sum(ref.split == split for ref in env.get_wrapper_attr("tasks")()) for split, env in made.items()
+        }
+        for split in [split for split in SPLITS if entry["tasks"][split]][:1]:
             made[split].reset(seed=0)  # without a sandbox this fails

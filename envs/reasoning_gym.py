@@ -61,6 +61,7 @@ class ReasoningGymEnv(TextEnv):
         UsageError: an unknown or refused generator, an option that it does not take.
     """
 
+    counts = {"train": 100, "validation": 100, "test": 100}  # noqa: RUF012
     packages = {"reasoning_gym": INSTALL}  # noqa: RUF012
 
     def __init__(
