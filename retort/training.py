@@ -33,6 +33,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run.")] = None,
 ) -> None:
     """Train a policy on its own episodes (or, with sft, on expert traces)."""
+    from retort.agents.lookup import look_up
     from retort.envs.arguments import parsed
     from retort.envs.base import UsageError
 
@@ -44,6 +45,8 @@ def train(
     for key in parsed(settings):
         if key in ("recipe", "env", "model", "seed"):
             raise UsageError(f"--set {key}: expected --{key}, which also names the folder and picks the preset")
+    if model is not None and model != "tiny":
+        look_up(model, trains=True)
     loading("torch")
     from retort.algos.config import preset, resolve
     from retort.algos.launch import launch, resume_run
