@@ -150,10 +150,10 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
         MissingPackage: inspect-evals is not installed.
         UsageError: there are no such scripts.
     """
-    place = find_spec("inspect_evals")  # which takes seconds to import
-    if place is None or not place.submodule_search_locations:
+    package = find_spec("inspect_evals")  # which takes seconds to import
+    if package is None or not package.submodule_search_locations:
         raise missing("inspect_evals", INSTALL)
-    data = Path(place.submodule_search_locations[0], "agent_bench", "data")
+    data = Path(package.submodule_search_locations[0], "agent_bench", "data")
     if scripts is not None and not list(scripts.glob("*/init")):
         raise UsageError(f"scripts: expected {SCRIPTS}, found {scripts}: {spelled(['scripts'])}")
     found: dict[str, HarborTask] = {}

@@ -179,7 +179,7 @@ def _wandb() -> Finding:
 def _benchmarks() -> Iterator[Finding]:
     """The built-in environments that stand on packages of others."""
     for env_id, target in BUILT_IN.items():
-        packages = load_env_creator(target).packages
+        packages: Mapping[str, str] = vars(load_env_creator(target)).get("packages", {})
         lacking = [module for module in packages if find_spec(module) is None]
         advice = "; ".join(dict.fromkeys(own_pip(packages[module]) for module in lacking))
         detail = f"without {', '.join(lacking)}" if lacking else ", ".join(packages)

@@ -38,12 +38,3 @@ Engine = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
 EnvArguments = Annotated[list[str] | None, typer.Option("--env-arg", help="key=value for the environment.")]
-
-
-EnvId = Annotated[str, typer.Option("--env", help="Environment id, such as retort/Shell-v0 or my_module:me/Name-v0.")]
-Seed = Annotated[int, typer.Option(callback=at_least(0), help="Everything random derives from it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Engine = Annotated[
-    str | None, typer.Option("--engine", help="What samples: hf (this process), vllm (here), or vllm:URL (a server).")
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.")]
