@@ -57,7 +57,7 @@ class Question:
 
     @cached_property
     def lessons(self) -> tuple[Feedback, ...]:
-        """The answer, for a teacher; nothing where the question shows it, as a matrix that is turned by 360 degrees."""
+        """The answer, for a teacher; nothing where the question shows it, as it does a matrix turned by 360 degrees."""
         known = stands_in(self.text, self.answer)
         return () if known else (Feedback(self.answer, Source.ANSWER, 0, visible=False),)
 

@@ -23,7 +23,8 @@ from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 from retort.envs import reasoning_gym_tasks
 from retort.envs.base import SPLITS, Failure, MissingPackage, Source, UsageError
-from retort.envs.check import check_env
+from retort.envs.check import Subject, check_env, faults_of
+from retort.envs.checks_secrets import stands_in, the_answer_is_not_in_the_prompt
 from retort.envs.reasoning_gym import PROTOCOL, ReasoningGymEnv
 from retort.envs.reasoning_gym_judge import SECONDS, Judge
 from retort.envs.reasoning_gym_tasks import (
@@ -109,6 +110,22 @@ def test_why_they_are_refused() -> None:
 def test_the_contract(generator: str, split: str) -> None:
     with gymnasium.make("retort/ReasoningGym-v0", generator=generator, split=split, size=4) as env:
         check_env(env)
+
+
+@pytest.mark.parametrize("generator", ["rotate_matrix", "pool_matrix", "ab"])
+def test_an_answer_that_the_question_shows_is_no_secret(generator: str) -> None:
+    """A turn by 360 degrees, pools of one: such tasks are the package's own, and to see it is their point."""
+    drawn = questions(generator, "{}", "train", 40)
+    shown = [question for question in drawn if stands_in(question.text, question.answer)]
+    assert 0 < len(shown) < len(drawn) / 2
+    with gymnasium.make("retort/ReasoningGym-v0", generator=generator, size=40) as env:
+        assert faults_of(the_answer_is_not_in_the_prompt, Subject(env, 40)) == []
+        for question in (shown[0], next(question for question in drawn if question not in shown)):
+            for action in (question.answer, "none"):
+                env.reset(options={"task": question.ref.key})
+                told = hidden(env.step(action)[4])
+                assert told.get(Source.ANSWER) == (None if question in shown else question.answer)
+            assert told[Source.VERIFIER].startswith(f"expected {question.answer[:50]}")
 
 
 def test_splits_share_no_question_however_few_there_are() -> None:
