@@ -37,7 +37,6 @@ HOME = "/home/agent"
 ANSWER = "/tmp/answer.txt"
 DATA = {"agent_bench_os.json": "dev", "agent_bench_os_test.json": "test"}
 SPLIT = {"dev": "validation", "test": "test"}
-SIZE = {"dev": 26, "test": 119}
 HOW = (
     "Submit just the answer: a bare integer for counts and numbers, or the exact string asked for. Where a script or a "
     f"command is asked for, run it and submit its output. To submit is to write the answer into {ANSWER}."
@@ -129,7 +128,7 @@ class AgentBenchEnv(HarborEnv):
     def _absent(self, name: str, found: Mapping[str, HarborTask]) -> str:
         part, _, index = name.partition("-")
         place = (part, int(index) if index.isdigit() else -1)
-        if place[1] not in range(SIZE.get(part, 0)):
+        if place not in records():
             return super()._absent(name, found)
         if place in LEFT_OUT:
             return f"task {name!r} is left out: {LEFT_OUT[place]}"
@@ -150,21 +149,31 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
         MissingPackage: inspect-evals is not installed.
         UsageError: there are no such scripts.
     """
-    package = find_spec("inspect_evals")  # which takes seconds to import
-    if package is None or not package.submodule_search_locations:
-        raise missing("inspect_evals", INSTALL)
-    data = Path(package.submodule_search_locations[0], "agent_bench", "data")
     if scripts is not None and not list(scripts.glob("*/init")):
         raise UsageError(f"scripts: expected {SCRIPTS}, found {scripts}: {spelled(['scripts'])}")
     found: dict[str, HarborTask] = {}
-    for file, part in DATA.items():
-        for record in json.loads((data / file).read_text()):
-            place = (part, int(record["id"]))
-            init = _init(_at_home(record), scripts)
-            if place not in LEFT_OUT and init is not None:
-                task = _task(place, _at_home(record), init, data / "scripts")
-                found[task.name] = task
+    for place, record in records().items():
+        init = _init(_at_home(record), scripts)
+        if place not in LEFT_OUT and init is not None:
+            task = _task(place, _at_home(record), init, _data() / "scripts")
+            found[task.name] = task
     return found
+
+
+def records() -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The package's data by part and number. Raises MissingPackage."""
+    return {
+        (part, int(record["id"])): record
+        for file, part in DATA.items()
+        for record in json.loads((_data() / file).read_text())
+    }
+
+
+def _data() -> Path:
+    package = find_spec("inspect_evals")  # which takes seconds to import
+    if package is None or not package.submodule_search_locations:
+        raise missing("inspect_evals", INSTALL)
+    return Path(package.submodule_search_locations[0], "agent_bench", "data")
 
 
 def image_of_this_machine() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 import pytest
-from retort.envs.agentbench import HOME, LEFT_OUT, OWN_FILES, SIZE, AgentBenchEnv, load
+from retort.envs.agentbench import HOME, LEFT_OUT, OWN_FILES, AgentBenchEnv, load, records
 from retort.envs.base import MissingPackage, Source, UsageError
 from retort.envs.catalogue import catalogue
 from retort.envs.check import check_env
@@ -194,8 +194,8 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("test-0019", "wants more than bubblewrap has: --env-arg sandbox=docker"),
         ("test-0033", "is left out: it installs sudo from the network"),
-        ("test-000x", "unknown task 'test-000x'; did you mean 'test-000"),
-        ("test-0900", "unknown task 'test-0900'; did you mean 'test-00"),
+        ("test-001x", "unknown task 'test-001x'; did you mean 'test-0"),
+        ("test-0900", "unknown task 'test-0900'; did you mean 'test-0"),
     ],
 )
 def test_a_task_that_is_not_there_says_what_it_takes(name: str, said: str) -> None:
@@ -205,7 +205,7 @@ def test_a_task_that_is_not_there_says_what_it_takes(name: str, said: str) -> No
 
 
 def test_every_task_that_needs_the_repositorys_scripts_says_so() -> None:
-    every = {f"{part}-{index:04d}" for part, size in SIZE.items() for index in range(size)}
+    every = {f"{part}-{index:04d}" for part, index in records()}
     left = {f"{part}-{index:04d}" for part, index in LEFT_OUT}
     absent = every - left - set(load())
     assert len(absent) == len(IN_CLONE) == 11
