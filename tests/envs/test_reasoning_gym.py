@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import random
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from retort.envs.reasoning_gym_judge import SECONDS, Judge
 from retort.envs.reasoning_gym_tasks import (
     CHUNK,
     GUARDS,
+    HASHED,
     PLAIN,
     REFUSED,
     WORDS,
@@ -154,6 +157,27 @@ def test_a_task_hangs_on_its_key_alone() -> None:
     made = create_dataset("leg_counting", seed=seed - number % CHUNK, size=CHUNK)[number % CHUNK]
     assert (made["question"], made["answer"]) == (last.text, last.answer)
     assert len({question.ref.digest for question in long}) == 90
+
+
+DIGESTS = """
+import json, sys
+from retort.envs.reasoning_gym_tasks import questions
+print(json.dumps([[question.ref.digest for question in questions(name, "{}", "test", 3)] for name in sys.argv[1:]]))
+"""
+
+
+def test_questions_are_the_same_in_every_process() -> None:
+    """Whatever hashes its texts have."""
+    names = ["isomorphic_strings", "polynomial_multiplication", "chain_sum"]
+    assert set(names[:2]) < set(HASHED)
+    told = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", DIGESTS, *names]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        told.append(json.loads(done.stdout))
+    assert told[0] == told[1]
+    assert [len(digests) for digests in told[0]] == [3, 3, 3]
 
 
 def test_the_reward_is_the_packages_own() -> None:
