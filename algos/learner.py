@@ -323,13 +323,13 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
         warnings.warn("bfloat16 on a CPU is often many times slower than float32", stacklevel=3)
     if options.lora_rank:
         from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
+        from retort.agents.hf import old_names
 
         if options.dtype == "bfloat16":
             model = model.to(torch.bfloat16)
         alpha = options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank
         adapter = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        with warnings.catch_warnings():  # peft asks by a name that transformers has replaced
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with old_names():
             model = get_peft_model(model, adapter)
     else:
         model = model.float()
