@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from retort.options import EnvArguments, Json, at_least, console, note, say
@@ -20,7 +21,9 @@ def envs(as_json: Json = False) -> None:
         typer.echo(json.dumps(list(catalogue()), indent=2))
         return
     table, hints = Table("environment", "tasks by split", "missing"), dict[str, list[str]]()
-    for entry in catalogue():
+    with Console(stderr=True).status("looking at each"):  # somebody else's are made
+        entries = list(catalogue())
+    for entry in entries:
         counts = ", ".join(f"{split} {count}" for split, count in entry.get("tasks", {}).items() if count)
         missing = entry.get("missing", "")
         if "install" in missing:  # a table would break the command
