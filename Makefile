@@ -4,6 +4,8 @@ VENV ?= .venv
 ENGINE ?= .venv-vllm
 BIN := $(VENV)/bin
 SEED ?= 0
+# Processes that share the tests.
+JOBS ?= 2
 ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 
 .PHONY: install packages compiler sandbox docker vllm demo test lint conformance bench clean
@@ -71,7 +73,7 @@ demo: install
 	$(BIN)/retort demo --seed $(SEED)
 
 test: install packages docker vllm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(JOBS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -105,7 +105,8 @@ class Chat:
 
 def _renderer(tokenizer: Any) -> Any:
     from renderers.base import MODEL_RENDERER_MAP, create_renderer
-    from renderers.configs import AutoRendererConfig, CustomRendererConfig
+    from renderers.configs import AutoRendererConfig
+    from retort.agents.chatml import ChatMLRenderer
 
     known = MODEL_RENDERER_MAP.get(tokenizer.name_or_path)
     if known is not None:
@@ -113,7 +114,7 @@ def _renderer(tokenizer: Any) -> Any:
         return create_renderer(tokenizer, AutoRendererConfig(thinking_retention="all"))
     marks = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>")]
     if not any(number in (None, tokenizer.unk_token_id) for number in marks):
-        return create_renderer(tokenizer, CustomRendererConfig(import_path="retort.agents.chatml:ChatMLRenderer"))
+        return ChatMLRenderer(tokenizer)
     return create_renderer(tokenizer)
 
 

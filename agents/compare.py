@@ -32,7 +32,8 @@ SAME = ("env", "split")
 @dataclass(frozen=True)
 class Contrast:
     """Some tasks. n: tasks; first, second: mean success; difference: second - first; wins, losses: tasks where the
-    second is better, or worse; p: the chance of a difference this large if neither were better."""
+    second is better, or worse; p: the chance of a difference this large if neither were better; held_out: never in
+    training."""
 
     name: str
     n: int
@@ -44,6 +45,7 @@ class Contrast:
     wins: int
     losses: int
     ties: int
+    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ def compare(first: Path, second: Path) -> Comparison:
         second=str(second),
         overall=_contrast("all", [pair for pair in values if pair[2] not in apart]),
         families=tuple(
-            found for name in names if (found := _contrast(name, [pair for pair in values if pair[2] == name]))
+            found
+            for name in names
+            if (found := _contrast(name, [pair for pair in values if pair[2] == name], name in apart))
         ),
-        held_out=_contrast("held out", [pair for pair in values if pair[2] in apart]),
+        held_out=_contrast("held out", [pair for pair in values if pair[2] in apart], True),
         only_first=len(results[0].keys() - differences.keys()),
         only_second=len(results[1].keys() - differences.keys()),
         settings=_differing(one, other),
@@ -127,7 +131,7 @@ def _drawn(steps: Sequence[int], far: int) -> float:
     return (extreme + 1) / (DRAWS + 1)
 
 
-def _contrast(name: str, pairs: Sequence[tuple[Fraction, Fraction, str]]) -> Contrast | None:
+def _contrast(name: str, pairs: Sequence[tuple[Fraction, Fraction, str]], held_out: bool = False) -> Contrast | None:
     if not pairs:
         return None
     moves = [second - first for first, second, _ in pairs]
@@ -144,6 +148,7 @@ def _contrast(name: str, pairs: Sequence[tuple[Fraction, Fraction, str]]) -> Con
         wins=wins,
         losses=losses,
         ties=len(pairs) - wins - losses,
+        held_out=held_out,
     )
 
 

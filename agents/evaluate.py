@@ -19,7 +19,7 @@ from retort.agents.policies import Player, load_player
 from retort.agents.report import Report, report
 from retort.agents.rollout import Runner, playable
 from retort.envs.base import SPLITS, TaskRef, UsageError, nearest
-from retort.envs.catalogue import make
+from retort.envs.catalogue import make, tasks_elsewhere
 
 Watch = Callable[[str, int, dict[str, Any]], None]
 
@@ -68,7 +68,8 @@ def evaluate(
     )
     if out is not None:
         refuse_played(out)
-    return begin(config, lambda facts: None if out is None else Evaluation.create(out, config, facts)).play(watch)
+    facts = look(config)
+    return begin(config, facts, lambda: None if out is None else Evaluation.create(out, config, facts)).play(watch)
 
 
 def resume(folder: Path, *, concurrency: int | None = None, watch: Watch | None = None) -> Report:
@@ -118,25 +119,21 @@ class Session:
         return summary
 
 
-def begin(config: EvalConfig, folder: Callable[[Facts], Evaluation | None]) -> Session:
-    """A session of what was never played. `folder` makes its folder, once all else is known to be right."""
-    return _session(config, look(config), folder)
-
-
 def reopen(path: Path, concurrency: int | None = None) -> Session:
     """A session that goes on with what lies in a folder."""
     evaluation = Evaluation.open(path)
     facts = look(evaluation.config)
     evaluation.check(facts)
     config = evaluation.config.model_copy(update={} if concurrency is None else {"concurrency": concurrency})
-    return _session(config, facts, lambda _: evaluation)
+    return begin(config, facts, lambda: evaluation)
 
 
-def _session(config: EvalConfig, facts: Facts, folder: Callable[[Facts], Evaluation | None]) -> Session:
+def begin(config: EvalConfig, facts: Facts, folder: Callable[[], Evaluation | None]) -> Session:
+    """A session of what `look` found. `folder` makes its folder, once all else is known to be right."""
     with ExitStack() as stack:
         player = load_player(config.model, config.model_args)
         stack.callback(player.close)
-        session = Session(config, facts, _runner(config, player), folder(facts), player.close)
+        session = Session(config, facts, _runner(config, player), folder(), player.close)
         stack.pop_all()  # who plays the session closes the player
     return session
 
@@ -160,7 +157,8 @@ def look(config: EvalConfig) -> Facts:
     finally:
         env.close()
     if not tasks:
-        raise UsageError(f"{config.env}: expected tasks in the {config.split} split, found none")
+        elsewhere = tasks_elsewhere(lambda split: make(config.env, split=split, **config.env_args))
+        raise UsageError(f"{config.env}: expected tasks in the {config.split} split, found none; {elsewhere}")
     return Facts(tuple(spread(tasks, config.limit)), tuple(held_out), str(version))
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -246,6 +246,14 @@ class Cohort:
         return batch
 
 
+@contextmanager
+def old_names() -> Iterator[None]:
+    """Where peft asks a model by names that transformers has replaced: its users can do nothing about the warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def load_model(folder_or_name: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
     """A causal language model in evaluation mode. device "auto": a GPU where there is one.
 
@@ -268,7 +276,9 @@ def load_model(folder_or_name: str | Path, *, device: str = "cpu", dtype: str = 
         from peft import PeftConfig, PeftModel
 
         below = PeftConfig.from_pretrained(str(folder_or_name)).base_model_name_or_path
-        adapted: Any = PeftModel.from_pretrained(load_model(below, dtype=dtype), str(folder_or_name))
+        base = load_model(below, dtype=dtype)
+        with old_names():
+            adapted: Any = PeftModel.from_pretrained(base, str(folder_or_name))
         model = adapted.merge_and_unload().requires_grad_(True)
         model.name_or_path = str(folder_or_name)
     else:

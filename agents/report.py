@@ -25,7 +25,8 @@ OUTCOMES = ("won", "wrong", "env", "turn_tokens", "trajectory_tokens", "context"
 
 @dataclass(frozen=True)
 class Rate:
-    """Success of some tasks. n: tasks; episodes: rollouts that count; outcomes: all rollouts, by how they ended."""
+    """Success of some tasks. n: tasks; episodes: rollouts that count; outcomes: all rollouts, by how they ended;
+    held_out: never in training."""
 
     name: str
     success: float
@@ -33,6 +34,7 @@ class Rate:
     n: int
     episodes: int
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class Share:
 class Report:
     """What an evaluation found.
 
-    overall: all families that are trained on; held_out: the families that never are, or None. pass_at_k, pass_hat_k: by
-    k, over the tasks of `overall` with at least k rollouts, and their standard errors. failures: every way in which
-    rollouts ended without success, held-out families included. truncated: share of rollouts. turns, tokens, and
-    prompt_tokens (read, all turns together): means of an episode. invalid: share of actions that the environment could
-    not read as one. policy_s, env_s: mean seconds on the clock that an episode waited for its policy, and for its
-    environment; two reports of the same episodes are equal whatever the clock said.
+    overall: all families that are trained on; held_out: the families that never are, or None; families: each of both.
+    pass_at_k, pass_hat_k: by k, over the tasks of `overall` with at least k rollouts, and their standard errors.
+    failures: every way in which rollouts ended without success, held-out families included. truncated: share of
+    rollouts. turns, tokens, and prompt_tokens (read, all turns together): means of an episode. invalid: share of
+    actions that the environment could not read as one. policy_s, env_s: mean seconds on the clock that an episode
+    waited for its policy, and for its environment; two reports of the same episodes are equal whatever the clock said.
     """
 
     overall: Rate
@@ -106,10 +108,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return (fmean(values) if values else 0.0), error
 
 
-def rate(name: str, by_task: Sequence[Sequence[bool]], outcomes: Mapping[str, int] | None = None) -> Rate:
+def rate(
+    name: str, by_task: Sequence[Sequence[bool]], outcomes: Mapping[str, int] | None = None, held_out: bool = False
+) -> Rate:
     """Mean success over tasks, and its standard error."""
     success, error = mean_and_error([fmean(won) for won in by_task])
-    return Rate(name, success, error, len(by_task), sum(map(len, by_task)), outcomes or {})
+    return Rate(name, success, error, len(by_task), sum(map(len, by_task)), outcomes or {}, held_out)
 
 
 def report(played: Sequence[Trajectory], *, ks: Sequence[int] = (1,), held_out: Sequence[str] = ()) -> Report:
@@ -125,8 +129,8 @@ def report(played: Sequence[Trajectory], *, ks: Sequence[int] = (1,), held_out: 
     turns, count = [turn for item in usable for turn in item.turns], max(len(usable), 1)
     return Report(
         overall=_rate("all", main),
-        families=tuple(_rate(name, families[name]) for name in sorted(families)),
-        held_out=_rate("held out", apart) if apart else None,
+        families=tuple(_rate(name, families[name], name in held_out) for name in sorted(families)),
+        held_out=_rate("held out", apart, True) if apart else None,
         pass_at_k=at,
         pass_hat_k=hat,
         pass_at_k_stderr=at_errors,
@@ -156,10 +160,10 @@ def won(item: Trajectory) -> bool:
     return bool(item.success)
 
 
-def _rate(name: str, played: Sequence[Trajectory]) -> Rate:
+def _rate(name: str, played: Sequence[Trajectory], held_out: bool = False) -> Rate:
     counts = Counter(map(outcome, played))
     ordered = {kind: counts[kind] for kind in OUTCOMES if counts[kind]}
-    return rate(name, list(by_task(played, won).values()), ordered)
+    return rate(name, list(by_task(played, won).values()), ordered, held_out)
 
 
 def _over_k(

@@ -16,13 +16,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import retort.algos
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from retort.agents.card import WORDS
 from retort.agents.engines import check_engine
 from retort.agents.teaching import TeacherSpec
 from retort.algos.base import Options, Recipe, TeacherOptions
 from retort.algos.learner import LearnerOptions
 from retort.algos.traces import TraceOptions
+from retort.envs.arguments import parse
 from retort.envs.base import UsageError, nearest
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -234,30 +244,29 @@ def resolve(base: Mapping[str, Any], settings: Iterable[str] = ()) -> TrainConfi
 
     Raises:
         ConfigError: an unknown or ambiguous key, or a value that does not fit, by name.
+        UsageError: a setting that is no `key=value`.
     """
     tree: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     recipe = load_recipe(str(tree.get("recipe")))
     keys = list(_keys(TrainConfig, recipe.options))
     for key, value in map(parse, settings):
         _put(tree, _full_key(key, keys), value)
-    learner = tree.get("learner", {})
+    learner, steps = tree.get("learner", {}), tree.get("steps", TrainConfig.model_fields["steps"].default)
     if isinstance(learner, Mapping) and learner.get("schedule", "constant") != "constant":
-        tree["learner"] = {"decay_steps": tree.get("steps", TrainConfig.model_fields["steps"].default), **learner}
+        # What follows from wrong steps is no fault of its own.
+        tree["learner"] = {"decay_steps": steps, **learner} if _fit(steps) else {**learner, "schedule": "constant"}
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error, keys)) from error
 
 
-def parse(setting: str) -> tuple[str, Any]:
-    """`key=value` as a key and a value, which is read as TOML where it can be and is text else."""
-    key, equals, text = setting.partition("=")
-    if not equals:
-        raise ConfigError(f"expected key=value, found {setting!r}")
+def _fit(steps: Any) -> bool:
     try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), text.strip()
+        TypeAdapter(PositiveInt).validate_python(steps)
+    except ValidationError:
+        return False
+    return True
 
 
 def preset(recipe: str, model: str) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from retort.agents.lookup import look_up
 from retort.algos.config import ConfigError, TrainConfig, dump, load_recipe, preset, resolve
 from retort.algos.mirror import INSTALL
 from retort.algos.runs import Run, check
-from retort.algos.setup import Watch, check_teachers
+from retort.algos.setup import Watch, check_teachers, training_tasks
 from retort.algos.traces import TraceOptions
 from retort.algos.train import silent, train
 from retort.envs.base import content_digest, needed
-from retort.envs.catalogue import make
 from retort.feedback.reprompt import Reprompt
 
 
@@ -29,13 +28,13 @@ def launch(config: TrainConfig, folder: Path, watch: Watch = silent) -> Run:
     if "split" in config.env_args:
         raise ConfigError("env_args.split: a run trains on the train split; evaluate on another one")
     # What cannot be made or loaded leaves no folder behind.
-    make(config.env, split="train", **config.env_args).close()
+    training_tasks(config)
     if config.wandb:
         needed("wandb", INSTALL)
     check_installed(config.engine)
     rollouts = load_recipe(config.recipe).rollouts
     if config.model != "tiny":
-        look_up(config.model)
+        look_up(config.model, trains=True)
         Chat.load(config.model)
         if rollouts and config.traces != TraceOptions():
             raise ConfigError("traces.* are for sft and for cold-starting the tiny model, and this run does neither")

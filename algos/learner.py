@@ -323,12 +323,14 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
         warnings.warn("bfloat16 on a CPU is often many times slower than float32", stacklevel=3)
     if options.lora_rank:
         from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
+        from retort.agents.hf import old_names
 
         if options.dtype == "bfloat16":
             model = model.to(torch.bfloat16)
         alpha = options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank
         adapter = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, adapter)
+        with old_names():
+            model = get_peft_model(model, adapter)
     else:
         model = model.float()
     model.to(device)
@@ -339,7 +341,10 @@ def _prepare(model: nn.Module, options: LearnerOptions, device: torch.device) ->
             setattr(module, "attention_dropout", 0.0)  # noqa: B010
     model.eval()
     if options.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        # Its second name is that of older transformers, such as vLLM may pin.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next(found for name in names if (found := getattr(model, name, None)))
+        enable({"use_reentrant": False})
     return model
 
 

@@ -93,6 +93,10 @@ class Run:
         """Where what a step did to every token lies."""
         return self.folder / "signals" / f"step-{step:06d}.parquet"
 
+    def signal_steps(self) -> list[int]:
+        """The steps whose signals were stored, in order."""
+        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("signals/step-*.parquet"))
+
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())

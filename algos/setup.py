@@ -38,7 +38,7 @@ from retort.algos.runs import Run, check
 from retort.algos.teacher import Teacher
 from retort.algos.traces import examples, texts
 from retort.envs.base import TaskRef, nearest
-from retort.envs.catalogue import make
+from retort.envs.catalogue import make, tasks_elsewhere
 from retort.feedback.reprompt import Reprompt
 from safetensors.torch import load_file
 from safetensors.torch import load_model as load_model_file
@@ -189,6 +189,20 @@ def training_runners(config: TrainConfig, policy: Policy, chat: Chat) -> Iterato
         yield [runner for runner, _ in made], made[0][1]
 
 
+def training_tasks(config: TrainConfig) -> list[TaskRef]:
+    """The tasks of the training split.
+
+    Raises:
+        UsageError: the environment cannot be made, or has none.
+    """
+    with closing(make(config.env, split="train", **config.env_args)) as env:
+        tasks = [ref for ref in env.get_wrapper_attr("tasks")() if ref.split == "train"]
+    if not tasks:
+        elsewhere = tasks_elsewhere(lambda split: make(config.env, split=split, **config.env_args))
+        raise ConfigError(f"{config.env}: expected tasks in the train split, found none; {elsewhere}")
+    return tasks
+
+
 @contextmanager
 def training_runner(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator[tuple[Runner, list[TaskRef]]]:
     """A runner on the training split, and its tasks.
@@ -197,11 +211,7 @@ def training_runner(config: TrainConfig, policy: Policy, chat: Chat) -> Iterator
         ConfigError: the environment has no training tasks.
     """
     make_env = partial(make, config.env, split="train", **config.env_args)
-    env = make_env()
-    tasks = [ref for ref in env.get_wrapper_attr("tasks")() if ref.split == "train"]
-    env.close()
-    if not tasks:
-        raise ConfigError(f"{config.env}: expected tasks in the train split, found none")
+    tasks = training_tasks(config)
     sampling = Sampling(temperature=config.sampling.temperature, max_new_tokens=config.sampling.turn_tokens)
     budget = Budget(context_tokens=config.sampling.context_tokens)
     runner = Runner(

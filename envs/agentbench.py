@@ -20,17 +20,19 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from retort.envs.base import MissingPackage, Split, UsageError, own_pip
+from retort.envs.arguments import spelled
+from retort.envs.base import Split, UsageError, missing
 from retort.envs.harbor import HarborEnv
 from retort.envs.harbor_format import Files, HarborTask, script
 from retort.envs.harbor_wants import Wants
 from retort.sandboxes.base import FileState
 
-INSTALL = "install --no-deps inspect-evals==0.26.0"
+INSTALL = "pip install --no-deps inspect-evals==0.26.0"
+SCRIPTS = "data/os_interaction/scripts of a clone of github.com/THUDM/AgentBench"
 HOME = "/home/agent"
 ANSWER = "/tmp/answer.txt"
 DATA = {"agent_bench_os.json": "dev", "agent_bench_os_test.json": "test"}
@@ -101,7 +103,9 @@ class AgentBenchEnv(HarborEnv):
         UsageError: an unknown value.
     """
 
-    needs = ()
+    needs = {}  # noqa: RUF012
+    counts = {"train": 0, "validation": 8, "test": 95}  # noqa: RUF012
+    packages = {"inspect_evals": INSTALL}  # noqa: RUF012
 
     def __init__(
         self,
@@ -121,6 +125,17 @@ class AgentBenchEnv(HarborEnv):
         found = load(Path(folder) if folder is not None else None)
         return {key: task for key, task in found.items() if self._root or _metadata(task)["retort_sandbox"] == "bwrap"}
 
+    def _absent(self, name: str, found: Mapping[str, HarborTask]) -> str:
+        part, _, index = name.partition("-")
+        place = (part, int(index) if index.isdigit() else -1)
+        if place not in records():
+            return super()._absent(name, found)
+        if place in LEFT_OUT:
+            return f"task {name!r} is left out: {LEFT_OUT[place]}"
+        if place in MACHINES | ROOTS | SYSTEMS:
+            return f"task {name!r} wants more than bubblewrap has: --env-arg sandbox=docker"
+        return f"task {name!r} begins with a script of {SCRIPTS}: {spelled(['scripts'])}"
+
     def _backend(self, asked: Wants) -> str:
         if self.sandbox != "docker":
             return super()._backend(asked)
@@ -134,21 +149,31 @@ def load(scripts: Path | None = None) -> dict[str, HarborTask]:
         MissingPackage: inspect-evals is not installed.
         UsageError: there are no such scripts.
     """
-    try:
-        data = Path(str(distribution("inspect-evals").locate_file("inspect_evals/agent_bench/data")))
-    except PackageNotFoundError as error:
-        raise MissingPackage(f"the package of 'inspect_evals' is not installed: {own_pip(INSTALL)}") from error
     if scripts is not None and not list(scripts.glob("*/init")):
-        raise UsageError(f"scripts: expected data/os_interaction/scripts of a clone of AgentBench, found {scripts}")
+        raise UsageError(f"scripts: expected {SCRIPTS}, found {scripts}: {spelled(['scripts'])}")
     found: dict[str, HarborTask] = {}
-    for file, part in DATA.items():
-        for record in json.loads((data / file).read_text()):
-            place = (part, int(record["id"]))
-            init = _init(_at_home(record), scripts)
-            if place not in LEFT_OUT and init is not None:
-                task = _task(place, _at_home(record), init, data / "scripts")
-                found[task.name] = task
+    for place, record in records().items():
+        init = _init(_at_home(record), scripts)
+        if place not in LEFT_OUT and init is not None:
+            task = _task(place, _at_home(record), init, _data() / "scripts")
+            found[task.name] = task
     return found
+
+
+def records() -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The package's data by part and number. Raises MissingPackage."""
+    return {
+        (part, int(record["id"])): record
+        for file, part in DATA.items()
+        for record in json.loads((_data() / file).read_text())
+    }
+
+
+def _data() -> Path:
+    package = find_spec("inspect_evals")  # which takes seconds to import
+    if package is None or not package.submodule_search_locations:
+        raise missing("inspect_evals", INSTALL)
+    return Path(package.submodule_search_locations[0], "agent_bench", "data")
 
 
 def image_of_this_machine() -> str:

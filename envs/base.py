@@ -60,13 +60,17 @@ def needed(module: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        command = install.replace("pip install", own_pip("install"))
-        raise MissingPackage(f"the package of {error.name or module!r} is not installed: {command}") from error
+        raise missing(error.name or module, install) from error
+
+
+def missing(module: str, install: str) -> MissingPackage:
+    """The error of a package that is not installed, with the command for the pip of this interpreter."""
+    return MissingPackage(f"the package of {module!r} is not installed: {own_pip(install)}")
 
 
 def own_pip(command: str) -> str:
-    """A command of the pip that belongs to this interpreter, to be typed in a shell."""
-    return f"{shlex.quote(sys.executable)} -m pip {command}"
+    """A command as it is typed in a shell, each "pip" in it that of this interpreter."""
+    return command.replace("pip install", f"{shlex.quote(sys.executable)} -m pip install")
 
 
 class Source(StrEnum):
@@ -237,7 +241,10 @@ class TextEnv(gymnasium.Env[str, str]):
     the environment's own generator (seeded by `reset(seed=...)`) draws one of `tasks()`.
 
     held_out: families that the train split never has; reports keep them apart.
-    needs: arguments that it cannot be made without, although they have a default.
+    needs: arguments that it cannot be made without, although they have a default, and what each is.
+    packages, programs: the optional packages that it imports, and what it runs in its sandbox, each with the command
+        that installs it; counts: tasks of each split, made without arguments. With `counts` it is listed without being
+        made: what is missing is then found from these alone, and from whether its default sandbox starts.
     blocking: whether `reset` and `step` wait for something outside of this process, such as a sandbox. Where they do
         not, say False, and a runner of many episodes saves the thread that it would wait in.
     verifier_version: raise it when grading changes, so that old rewards are not mixed with new ones.
@@ -249,7 +256,10 @@ class TextEnv(gymnasium.Env[str, str]):
     blocking: ClassVar[bool] = True
     verifier_version: ClassVar[str] = "1"
     held_out: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Mapping[str, str]] = {}
+    packages: ClassVar[Mapping[str, str]] = {}
+    programs: ClassVar[Mapping[str, str]] = {}
+    counts: ClassVar[Mapping[Split, int]] = {}
 
     @abstractmethod
     def tasks(self) -> Sequence[TaskRef]:

@@ -68,6 +68,9 @@ class BFCLEnv(TextEnv):
         UsageError: an unknown value, with the nearest valid one; from `reset`, where the split is empty.
     """
 
+    counts = {"train": 0, "validation": 0, "test": 800}  # noqa: RUF012
+    packages = dict.fromkeys(("mpmath", "bfcl_eval"), INSTALL)
+
     def __init__(self, split: Split = "test", families: Sequence[str] | None = None, explain: bool = True) -> None:
         self.split, self.explain = checked_split(split), explain
         if isinstance(families, str) or families == ():

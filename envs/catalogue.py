@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
-from retort.envs.base import SPLITS, MissingPackage, TextEnv, UsageError, nearest
+from retort.envs.arguments import spelled
+from retort.envs.base import SPLITS, MissingPackage, Split, TextEnv, UsageError, missing, nearest
 from retort.envs.raised import is_missing
-from retort.sandboxes.base import SandboxError
+from retort.envs.room import Room
+from retort.sandboxes.base import Limits, SandboxError, SandboxUnavailable
 
 
 def env_ids() -> list[str]:
@@ -28,12 +31,16 @@ def make(env_id: str, *, split: str | None = None, **arguments: Any) -> gymnasiu
     split is passed on to an environment that takes one; any other offers tasks of all splits at once.
 
     Raises:
-        UsageError: an unknown environment, one that is no text environment, or an argument that it refuses.
+        UsageError: an unknown environment, one that is no text environment, an argument that it refuses, or none where
+            it needs one.
     """
     spec = found(env_id)
     if split is not None and takes_split(spec):
         arguments["split"] = split
     _refuse_unknown(spec, arguments)
+    if lacking := {name: what for name, what in needs(spec).items() if name not in arguments}:
+        named = " and ".join(f"{name} ({what})" if what else name for name, what in lacking.items())
+        raise UsageError(f"{env_id} needs {named}: {spelled(lacking)}")
     try:
         env: gymnasium.Env[str, str] = gymnasium.make(spec, **arguments)
     except MissingPackage as error:
@@ -108,32 +115,79 @@ def _refuse_unknown(spec: EnvSpec, arguments: Iterable[str]) -> None:
             raise UsageError(f"{spec.id} takes no argument {name!r}; {valid}")
 
 
-def needs(spec: EnvSpec) -> list[str]:
-    """Arguments that an environment cannot be made without: those without a default, and those in its `needs`."""
+def needs(spec: EnvSpec) -> dict[str, str]:
+    """Arguments that an environment cannot be made without, and what each is, where that is known: those without a
+    default, and those in its `needs`. What it was registered with is given already."""
     given = [name for name, parameter in parameters(spec).items() if parameter.default is inspect.Parameter.empty]
-    return [*given, *getattr(_creator(spec), "needs", ())]
+    wanted = {**dict.fromkeys(given, ""), **getattr(_creator(spec), "needs", {})}
+    return {name: what for name, what in wanted.items() if name not in spec.kwargs}
+
+
+def tasks_elsewhere(made: Callable[[Split], gymnasium.Env[str, str]]) -> str:
+    """Where tasks are instead, for the error of a split without any: half a sentence. made: an environment by split."""
+    filled = []
+    for split in SPLITS:
+        with closing(made(split)) as env:
+            if any(ref.split == split for ref in env.get_wrapper_attr("tasks")()):
+                filled.append(split)
+    return f"it has tasks in {' and '.join(filled)}" if filled else "nor has it any in another split"
 
 
 def catalogue(ids: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
     """One entry an environment, as each is looked at: `id`, `tasks` by split, and `missing`, the reason, where it
-    cannot be used here as it is."""
-    return map(_entry, env_ids() if ids is None else ids)
+    cannot be used here as it is. Only one that does not say its `counts` is made for it."""
+    with ExitStack() as opened:
+        rooms: dict[str, Room] = {}
+
+        def room(sandbox: str) -> Room:
+            if sandbox not in rooms:
+                rooms[sandbox] = opened.enter_context(closing(Room(sandbox, Limits())))
+            return rooms[sandbox]
+
+        for env_id in env_ids() if ids is None else ids:
+            yield _entry(env_id, room)
 
 
-def _entry(env_id: str) -> dict[str, Any]:
+def _entry(env_id: str, room: Callable[[str], Room]) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": env_id}
     try:
-        if wanted := needs(found(env_id)):
+        spec = found(env_id)
+        if wanted := needs(spec):
             return {**entry, "missing": "needs " + " ".join(f"--env-arg {name}=..." for name in wanted)}
-        with ExitStack() as opened:
-            made = {split: opened.enter_context(closing(make(env_id, split=split))) for split in SPLITS}
-            entry["tasks"] = {
-                split: sum(ref.split == split for ref in env.get_wrapper_attr("tasks")()) for split, env in made.items()
-            }
-            for split in [split for split in SPLITS if entry["tasks"][split]][:1]:
-                made[split].reset(seed=0)  # without a sandbox this fails
+        # What it inherits is another's, and what it was registered with may change it.
+        counts = {} if spec.kwargs else getattr(_creator(spec), "__dict__", {}).get("counts")
+        if counts:
+            entry["tasks"] = dict(counts)
+            _look_for(spec, room)
+        else:
+            _try(env_id, entry)
     except (SandboxError, ImportError, UsageError) as error:
-        entry["missing"] = str(error)
+        entry["missing"] = str(error).removeprefix(f"{env_id}: ")
     except Exception as error:  # somebody else's environment is broken: the others are listed all the same
         entry["missing"] = f"{type(error).__name__}: {error}"
     return entry
+
+
+def _look_for(spec: EnvSpec, room: Callable[[str], Room]) -> None:
+    """Raises what making it, and its first reset, would: a package or a program is missing, or no sandbox starts."""
+    kind = _creator(spec)
+    for module, install in kind.packages.items():
+        if find_spec(module) is None:
+            raise missing(module, install)
+    asked = parameters(spec).get("sandbox")
+    if asked is not None and isinstance(name := asked.default, str):
+        inside = room(name).fresh()
+        for program, install in kind.programs.items():
+            if inside.exec(f"command -v {program}").exit_code:
+                raise SandboxUnavailable(f"there is no {program} in the sandbox {name!r}: {install}")
+
+
+def _try(env_id: str, entry: dict[str, Any]) -> None:
+    """Makes it for each split, counts its `tasks` into the entry, and resets it."""
+    with ExitStack() as opened:
+        made = {split: opened.enter_context(closing(make(env_id, split=split))) for split in SPLITS}
+        entry["tasks"] = {
+            split: sum(ref.split == split for ref in env.get_wrapper_attr("tasks")()) for split, env in made.items()
+        }
+        for split in [split for split in SPLITS if entry["tasks"][split]][:1]:
+            made[split].reset(seed=0)  # without a sandbox this fails

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import gymnasium
 from retort.envs import checks_feedback, checks_rewards, checks_secrets, checks_steps, checks_tasks
 from retort.envs.base import TextEnv
+from retort.envs.catalogue import takes_split, tasks_elsewhere
 from retort.envs.checks_steps import nothing_raises
 from retort.envs.probe import Fault, Subject
 from retort.envs.raised import told
@@ -93,9 +94,21 @@ def _checked(env: gymnasium.Env[str, str], per_family: int, name: str) -> Checke
     except Exception as error:
         mend = "let tasks() give TaskRefs without a reset"
         raise CheckError(name, [Fault(f"tasks() raised {told(error)}", mend, "tasks_are_named")]) from error
+    if not subject.refs:
+        raise CheckError(name, [_no_tasks(subject)])
     # Where an episode breaks, other checks would only meet the same exception.
     faults = faults_of(nothing_raises, subject) or [fault for check in CHECKS for fault in faults_of(check, subject)]
     if faults:
         raise CheckError(name, faults)
     players = tuple(dict.fromkeys(episode.player for episode in subject.episodes))
     return Checked(len(subject.sample), players, subject.no_gold, checks_secrets.answer_in_every_prompt(subject))
+
+
+def _no_tasks(subject: Subject) -> Fault:
+    """The only fault where there is nothing to play: every check would meet it."""
+    mend, split = "let tasks() give a TaskRef for each task", getattr(subject.env.unwrapped, "split", None)
+    if subject.env.spec is None or not takes_split(subject.env.spec):
+        return Fault("tasks() is empty", mend, "tasks_are_named")
+    elsewhere = tasks_elsewhere(lambda other: subject.another(split=other))
+    found = f"tasks() is empty{f' in the {split} split' if split else ''}; {elsewhere}"
+    return Fault(found, f"{mend}, or check a split that has some: --env-arg split=...", "tasks_are_named")

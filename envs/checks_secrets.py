@@ -24,16 +24,20 @@ def the_answer_is_not_in_the_prompt(subject: Subject) -> Iterator[Fault]:
             item for step in episode.steps for item in step.info.get("feedback") or () if isinstance(item, Feedback)
         ]
         hidden = [item.text for item in told if item.source in (Source.ANSWER, Source.SOLUTION) and not item.visible]
-        prompt = spaced(episode.observation)
-        whole = [text for text in hidden if len(WORD.findall(text)) >= LEAK_TOKENS and spaced(text) in prompt]
+        whole = [text for text in hidden if stands_in(episode.observation, text)]
         spoken = [step.action for step in episode.steps]
         announced = [text for text in {*hidden, *spoken} if text.strip() and _announced(text, episode.observation)]
         for text in whole[:1] or announced[:1]:
             yield Fault(
                 f"{episode}: the first observation holds the answer {shown(text)}",
-                "take it out of the prompt; where copying is the task, announce it by no word such as hint, and "
-                "send no ANSWER and SOLUTION: they are no secret",
+                "take it out of the prompt; where copying is the task, if only in some, announce it by no word "
+                "such as hint, and send no ANSWER and SOLUTION in these: they are no secret",
             )
+
+
+def stands_in(prompt: str, answer: str) -> bool:
+    """Whether a prompt holds the whole answer, of LEAK_TOKENS words at least: one that says so is no secret."""
+    return len(WORD.findall(answer)) >= LEAK_TOKENS and spaced(answer) in spaced(prompt)
 
 
 def _announced(answer: str, prompt: str) -> bool:

@@ -78,6 +78,7 @@ class CodeEnv(TextEnv):
     """
 
     held_out = HELD_OUT
+    counts = {"train": 2158, "validation": 435, "test": 1007}  # noqa: RUF012
 
     def __init__(
         self,

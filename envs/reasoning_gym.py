@@ -61,6 +61,9 @@ class ReasoningGymEnv(TextEnv):
         UsageError: an unknown or refused generator, an option that it does not take.
     """
 
+    counts = {"train": 100, "validation": 100, "test": 100}  # noqa: RUF012
+    packages = {"reasoning_gym": INSTALL}  # noqa: RUF012
+
     def __init__(
         self,
         generator: str = "chain_sum",
@@ -118,7 +121,7 @@ class ReasoningGymEnv(TextEnv):
         told = RIGHT if reward >= 1 else Feedback(verdict, Source.VERIFIER, 0, visible=False)
         info = step_info(
             question.ref,
-            feedback=(told, question.lesson),
+            feedback=(told, *question.lessons),
             components={"score": reward},
             success=reward >= 1,
             invalid=not readable,

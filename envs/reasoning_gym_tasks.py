@@ -10,8 +10,11 @@ import ast
 import dataclasses
 import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +23,19 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
-from retort.envs.base import SPLITS, Feedback, Source, Split, TaskRef, UsageError, content_digest, nearest, needed
+from retort.envs.base import (
+    SPLITS,
+    Feedback,
+    Source,
+    Split,
+    TaskRef,
+    UsageError,
+    checked_split,
+    content_digest,
+    nearest,
+    needed,
+)
+from retort.envs.checks_secrets import stands_in
 
 INSTALL = "pip install reasoning-gym"
 REFUSED = {
@@ -35,6 +50,8 @@ IN_METADATA = {
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
+# The package draws these from sets of texts, whose order is another in each process.
+HASHED = ("isomorphic_strings", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder")
 CHUNK = 50  # questions from one data set of the package; a few generators draw all of theirs at once
 SEEDS = 100_000_000  # a split's share
 OWNERS: tuple[Split, ...] = ("train", "train", "validation", "test")
@@ -55,8 +72,10 @@ class Question:
         return str(self.entry["question"])
 
     @cached_property
-    def lesson(self) -> Feedback:
-        return Feedback(self.answer, Source.ANSWER, 0, visible=False)
+    def lessons(self) -> tuple[Feedback, ...]:
+        """The answer, for a teacher; nothing where the question shows it, as it does a matrix turned by 360 degrees."""
+        known = stands_in(self.text, self.answer)
+        return () if known else (Feedback(self.answer, Source.ANSWER, 0, visible=False),)
 
 
 class Score(NamedTuple):
@@ -115,7 +134,29 @@ def questions(generator: str, config: str, split: Split, size: int) -> tuple[Que
         UsageError: the generator knows none.
     """
     with untouched_generators():
-        return _drawn(generator, config, split, size)
+        found = (_drawn_apart if generator in HASHED else _drawn)(generator, config, split, size)
+    if not found:
+        raise UsageError(f"{generator} with {config} has no question for the split {split!r}; let it make harder ones")
+    return found
+
+
+@cache
+def _drawn_apart(generator: str, config: str, split: Split, size: int) -> tuple[Question, ...]:
+    """`_drawn` in a process in which texts have the same hashes as in any other."""
+    dataset(generator, config)  # refuses here what it does not take
+    command = [sys.executable, "-c", "from retort.envs.reasoning_gym_tasks import write; write()"]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    asked = [generator, config, split, str(size)]
+    done = subprocess.run([*command, *asked], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    return tuple(Question(TaskRef(*ref), entry, answer) for ref, entry, answer in told)
+
+
+def write() -> None:
+    """Prints the questions that the command line asks for, as JSON."""
+    generator, config, split, size = sys.argv[1:]
+    drawn = _drawn(generator, config, checked_split(split), int(size))
+    print(json.dumps([[dataclasses.astuple(question.ref), question.entry, question.answer] for question in drawn]))
 
 
 @cache
@@ -135,8 +176,6 @@ def _drawn(generator: str, config: str, split: Split, size: int) -> tuple[Questi
         found[text] = Question(ref, entry, answer)
         if len(found) == size:
             break
-    if not found:
-        raise UsageError(f"{generator} with {config} has no question for the split {split!r}; let it make harder ones")
     return tuple(found.values())
 
 

@@ -82,6 +82,8 @@ class RepairEnv(TextEnv):
     """
 
     held_out = HELD_OUT
+    counts = {"train": 219, "validation": 69, "test": 114}  # noqa: RUF012
+    programs = dict.fromkeys(("git", "python3"), INSTALL)
 
     def __init__(
         self,

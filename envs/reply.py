@@ -74,6 +74,7 @@ class ReplyEnv(TextEnv):
     """
 
     blocking = False
+    counts = {"train": 3800, "validation": 912, "test": 912}  # noqa: RUF012
 
     def __init__(
         self, split: Split = "train", max_turns: int = 3, user: int | None = None, explain: bool = False

@@ -30,7 +30,7 @@ from retort.envs.base import (
     step_info,
 )
 from retort.envs.textworld_digests import DIGESTS
-from retort.envs.textworld_games import DIFFICULTIES, FAMILIES, SEEDS, game_file, opened, package
+from retort.envs.textworld_games import DIFFICULTIES, FAMILIES, PACKAGES, SEEDS, game_file, opened, package
 
 PROTOCOL = "You play a text adventure. Write one command a turn."
 LONGEST = 150  # characters of a command
@@ -57,6 +57,9 @@ class TextWorldEnv(TextEnv):
         UsageError: an unknown value, with the nearest valid one.
         GameFailed: from `reset`, when a game cannot be made here.
     """
+
+    counts = {"train": 80, "validation": 20, "test": 20}  # noqa: RUF012
+    packages = PACKAGES
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ INSTALL = (
     f"pip install --no-deps textworld=={VERSION} jericho && "
     "pip install tatsu==5.8.3 hashids mementos more_itertools networkx prompt_toolkit termcolor tqdm"
 )
+MODULES = "textworld jericho tatsu hashids mementos more_itertools networkx prompt_toolkit termcolor tqdm"
+PACKAGES = dict.fromkeys(MODULES.split(), INSTALL)
 DIFFICULTIES = (1, 2, 3)
 # The first seed of each split, and how many games it has of each family and difficulty.
 SEEDS: dict[Split, tuple[int, int]] = {"train": (1000, 20), "validation": (2000, 5), "test": (3000, 5)}

@@ -77,6 +77,7 @@ class ToolsEnv(TextEnv):
     """
 
     held_out = HELD_OUT
+    counts = {"train": 3153, "validation": 651, "test": 1229}  # noqa: RUF012
     blocking = False
 
     def __init__(

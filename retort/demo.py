@@ -22,8 +22,7 @@ from retort.algos.config import preset, resolve
 from retort.algos.launch import cold_config, cold_start
 from retort.algos.runs import Run
 from retort.algos.train import train
-from retort.envs.shell_tasks import HELD_OUT
-from retort.progress import Bars, titled
+from retort.progress import Bars, family_label, titled
 
 TASKS = 540
 ENV = "retort/Shell-v0"
@@ -135,12 +134,10 @@ def _show(summary: dict[str, Any], before: Report, after: Report, console: Conso
     table = titled(f"Success on unseen tasks of {ENV}, sampled at temperature 1")
     for column in ("family", "tasks", "before", "after"):
         table.add_column(column, justify="left" if column == "family" else "right")
-    order = sorted(zip(before.families, after.families, strict=True), key=lambda pair: pair[0].name in HELD_OUT)
+    order = sorted(zip(before.families, after.families, strict=True), key=lambda pair: pair[0].held_out)
     for old, new in order:
-        label = f"{old.name} (never trained on)" if old.name in HELD_OUT else old.name
-        table.add_row(
-            label, str(old.n), f"{old.success:.2f} ± {old.stderr:.2f}", f"{new.success:.2f} ± {new.stderr:.2f}"
-        )
+        numbers = [f"{rate.success:.2f} ± {rate.stderr:.2f}" for rate in (old, new)]
+        table.add_row(family_label(old.name, old.held_out), str(old.n), *numbers)
     table.add_section()
     rows = [("all families in training", before.overall, after.overall)]
     if before.held_out is not None and after.held_out is not None:

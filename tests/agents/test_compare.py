@@ -107,6 +107,7 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
     assert all_tasks.stderr == pytest.approx(stdev([1, 0, -0.5]) / sqrt(3))
     assert all_tasks.p == by_hand([Fraction(1), Fraction(0), Fraction(-1, 2)]) == 1
     assert [(row.name, row.n, row.difference) for row in found.families] == [("a", 2, 0.5), ("b", 1, -0.5), ("z", 1, 1)]
+    assert [row.held_out for row in found.families] == [False, False, True]
     assert found.held_out is not None
     assert (found.held_out.n, found.held_out.difference) == (1, 1)
     assert (found.only_first, found.only_second) == (1, 1)  # the second's c1 broke; d1 it has alone

@@ -136,6 +136,10 @@ def test_held_out_families_stand_apart(played: list[Trajectory]) -> None:
     assert (found.overall.success, found.overall.n) == (0, 4)
     assert found.held_out is not None
     assert found.held_out.success == pytest.approx(2 / 3)
+    assert [(row.name, row.held_out) for row in found.families] == [("family-0", False), ("family-1", True)]
+    told = json.loads(json.dumps(found.to_json()))
+    assert [row["held_out"] for row in told["families"]] == [False, True]
+    assert (told["held_out"]["n"], told["held_out"]["held_out"], told["overall"]["held_out"]) == (3, True, False)
 
 
 def test_truncation_is_counted_and_is_no_success(played: list[Trajectory]) -> None:

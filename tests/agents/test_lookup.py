@@ -15,7 +15,7 @@ import pytest
 from retort.agents.lookup import is_path, look_up, newest
 from retort.envs.base import UsageError
 
-ASK = "import sys; from retort.agents.lookup import look_up; look_up(sys.argv[1])"
+ASK = "import sys; from retort.agents.lookup import look_up; look_up(sys.argv[1], trains=bool(sys.argv[2:]))"
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(model: str) -> str:
+def said(model: str, *, trains: bool = False) -> str:
     with pytest.raises(UsageError) as refused:
-        look_up(model)
+        look_up(model, trains=trains)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -58,20 +58,30 @@ def test_what_can_only_be_a_path(model: str, path: bool, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "near"),
     [
-        ("runs/deno", "runs/demo/checkpoints/step-000020"),
-        ("./runs/emty", "runs/empty"),
-        ("runs/demo/checkpoints/step-000011", "runs/demo/checkpoints/step-000010"),
-        ("rums/demo/checkpoints", "runs"),
-        ("runs/empty/x", "runs/empty, which has no folders"),
-        ("runs/empty/notes", "runs/empty"),
+        ("runs/deno", "nearest: {}/runs/demo/checkpoints/step-000020"),
+        ("./runs/emty", "nearest: {}/runs/demo/checkpoints/step-000020"),
+        ("runs/demo/checkpoints/step-000011", "nearest: {}/runs/demo/checkpoints/step-000010"),
+        ("runs/demo/checkpoint/step-000020", "nearest: {}/runs/demo/checkpoints/step-000020"),
+        ("rums/demo/checkpoints", "nearest: {}/runs/demo/checkpoints/step-000020"),
+        ("./runz", "nearest: {}/runs/demo/checkpoints/step-000020"),
+        ("runs/empty/x", "there is no model in {}/runs/empty either"),
+        ("runs/empty/notes", "there is no model in {}/runs/empty either"),
+        ("/nonexistent/path", "there is no model in / either"),
     ],
 )
-def test_a_path_that_is_no_folder_names_the_nearest(model: str, near: str, runs: Path) -> None:
+def test_a_path_that_is_no_folder_names_the_nearest_model(model: str, near: str, runs: Path) -> None:
     what = "a file" if model.endswith("notes") else "nothing"
     where = os.path.abspath(model)
-    assert said(model) == (
-        f"model {model!r}: expected a checkpoint folder, found {what} at {where}; nearest: {runs / near}"
-    )
+    (runs / ".hidden").mkdir()
+    (runs / ".hidden" / "config.json").touch()
+    cold = runs / "runs" / "demo" / "cold-start" / "checkpoints" / "step-000900"
+    cold.mkdir(parents=True)
+    (cold / "config.json").touch()
+    for trains in (False, True):
+        assert said(model, trains=trains) == (
+            f"model {model!r}: expected a checkpoint folder with config.json, found {what} at {where}; "
+            + near.format(runs)
+        )
 
 
 def test_folders(runs: Path) -> None:
@@ -87,8 +97,15 @@ def test_names_that_play_or_have_nothing_to_load() -> None:
             "Hugging Face name"
         )
     assert "retort train sft" in said("tiny")
-    for form in ("'golden'", "did you mean 'gold'", "null", "random", "tiny", "openai:URL#NAME", "script:MODULE:NAME"):
+    for form in ("'golden'", "did you mean 'gold'", "null", "random", "openai:URL#NAME", "script:MODULE:NAME"):
         assert form in said("golden")
+    assert "tiny" not in said("golden")
+
+
+def test_what_is_to_be_trained_is_offered_what_can_be() -> None:
+    assert said("tinyy", trains=True) == (
+        "unknown model 'tinyy'; did you mean 'tiny'? expected tiny, a checkpoint folder or a Hugging Face name"
+    )
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -123,18 +140,19 @@ def hub() -> Iterator[str]:
     thread.join()
 
 
-def asked(model: str, endpoint: str, home: Path, offline: str = "") -> str:
+def asked(model: str, endpoint: str, home: Path, offline: str = "", cwd: Path | None = None, *trains: str) -> str:
     """What a fresh process says of a model, with the hub at that address: the error's line, or nothing."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HOME": str(home)}
-    command = [sys.executable, "-c", ASK, model]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-c", ASK, model, *trains]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60)
     return done.stderr.strip().rpartition("\n")[2]
 
 
 def test_one_question_to_a_hub_that_answers(hub: str, tmp_path: Path) -> None:
     assert asked("me/known", hub, tmp_path) == ""
     unknown = asked("me/unknown", hub, tmp_path)
-    assert "unknown model 'me/unknown': no folder here, and none at the hub; expected gold" in unknown
+    assert "unknown model 'me/unknown': no folder here, and none at the hub; behind an endpoint it is open" in unknown
+    assert "; expected gold, " in unknown
     assert "script:MODULE:NAME" in unknown
     broken = asked("me/broken", hub, tmp_path)
     assert f"the Hugging Face hub ({hub}) cannot be asked for it" in broken
@@ -155,3 +173,19 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     (folder / "snapshots" / "abc" / "config.json").write_text("{}")
     assert asked("me/known", closed, tmp_path, offline="1") == ""
     assert "it is in the cache: set HF_HUB_OFFLINE=1" in asked("me/known", closed, tmp_path)
+
+
+def test_a_name_that_nobody_knows_here_is_told_what_it_could_be(runs: Path, tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    (runs / "hub" / "models--me--small-model").mkdir(parents=True)
+    (runs / "finetuned").mkdir()
+    (runs / "finetuned" / "config.json").touch()
+    unknown = asked("gpt-foo", closed, runs, "", runs)
+    assert "model 'gpt-foo': no folder of this name is here, and the Hugging Face hub" in unknown
+    assert "(offline? " in unknown
+    assert "behind an endpoint it is openai:URL#gpt-foo; expected gold, null, random" in unknown
+    trained = asked("gpt-foo", closed, runs, "", runs, "trains")
+    assert "openai" not in trained
+    assert trained.endswith("; expected tiny, a checkpoint folder or a Hugging Face name")
+    assert "did you mean 'me/small-model'?" in asked("me/smal-model", closed, runs, "1", runs)
+    assert "did you mean './finetuned'?" in asked("finetunned", closed, runs, "1", runs)

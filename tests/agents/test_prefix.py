@@ -96,7 +96,7 @@ def test_nothing_shared_is_read_as_it_stands():
 def test_layers_that_are_computed_again_give_the_same_gradient():
     tokens, row, at = grouped([12], 6, 4)
     model = llama().double().train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     weight = torch.randn(len(at), 16, dtype=torch.float64)
     ours = torch.autograd.grad((hidden_states(model, tokens, row, at) * weight).sum(), list(model.parameters()))
     theirs = torch.autograd.grad((plain(model, tokens, row, at) * weight).sum(), list(model.parameters()))

@@ -141,6 +141,7 @@ def test_rows_without_advantage_are_not_computed(make_model, make_batch):
     close(found, kept)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("more", [{"checkpointing": True}, {"lora_rank": 2}, {"lora_rank": 2, "checkpointing": True}])
 def test_checkpointing_and_lora(make_model, make_batch, more):
     model = make_model()

@@ -15,39 +15,10 @@ from retort.algos.surrogates import ppo
 A = math.sqrt(0.5)  # the advantage of rewards 1 and 0: 0.5 over a std of sqrt(0.5)
 
 
-def hand_batch(**changes) -> TokenBatch:
-    """Two rows of one group; row 0 won with two model tokens, row 1 lost with one."""
-    zeros = torch.zeros(2, 3)
-    fields = {
-        "tokens": torch.zeros(2, 3, dtype=torch.long),
-        "mask": torch.tensor([[False, True, True], [False, True, False]]),
-        "turn": torch.zeros(2, 3, dtype=torch.long),
-        "turn_reward": zeros,
-        "behaviour_logp": zeros,
-        "proximal_logp": zeros,
-        "episode": torch.tensor([0, 1]),
-        "group": torch.tensor([0, 0]),
-        "reward": torch.tensor([1.0, 0.0]),
-        "success": torch.tensor([True, False]),
-        "temperature": torch.ones(2),
-        "teacher_mask": torch.tensor([[[False, True, True], [False, True, False]]]),
-        "teacher_logp": zeros[None],
-    }
-    return TokenBatch(**{**fields, **changes})
-
-
-def student_of(logp, support=None, rest=None) -> Student:
-    return Student(logp=logp, support_logp=support, rest_logp=rest)
-
-
-def total(terms) -> torch.Tensor:
-    return sum((term.weight * term.aggregate(term.value, term.mask) for term in terms), torch.zeros(()))
-
-
-def test_sft_by_hand():
-    batch, options = hand_batch(), sft.SFTOptions()
-    student = student_of(torch.tensor([[9.0, -1.0, -2.0], [9.0, -4.5, 9.0]]))
-    assert total(sft.loss(batch, sft.credit(batch, options), student, options)).item() == pytest.approx(2.5)
+def test_sft_by_hand(hand):
+    batch, options = hand.batch(), sft.SFTOptions()
+    student = hand.student(torch.tensor([[9.0, -1.0, -2.0], [9.0, -4.5, 9.0]]))
+    assert hand.total(sft.loss(batch, sft.credit(batch, options), student, options)).item() == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize(
@@ -60,47 +31,47 @@ def test_sft_by_hand():
         ("dr_grpo", A * (-2.1 + 0.9) / 2 / 4),
     ],
 )
-def test_grpo_by_hand(aggregate, expected):
-    batch, options = hand_batch(), grpo.GRPOOptions(aggregate=aggregate, length=4, eps=1e-9)
-    student = student_of(torch.tensor([[0, 1, 1.1], [0, 0.9, 0]]).log().nan_to_num(neginf=0))
-    assert total(grpo.loss(batch, grpo.credit(batch, options), student, options)).item() == pytest.approx(expected)
+def test_grpo_by_hand(hand, aggregate, expected):
+    batch, options = hand.batch(), grpo.GRPOOptions(aggregate=aggregate, length=4, eps=1e-9)
+    student = hand.student(torch.tensor([[0, 1, 1.1], [0, 0.9, 0]]).log().nan_to_num(neginf=0))
+    assert hand.total(grpo.loss(batch, grpo.credit(batch, options), student, options)).item() == pytest.approx(expected)
 
 
-def test_grpo_corrects_for_the_policy_that_sampled():
-    batch = hand_batch(behaviour_logp=-torch.tensor([[0, 3.0, 1.5], [0, 1, 0]]).log().nan_to_num(neginf=0))
-    student = student_of(torch.zeros(2, 3))
+def test_grpo_corrects_for_the_policy_that_sampled(hand):
+    batch = hand.batch(behaviour_logp=-torch.tensor([[0, 3.0, 1.5], [0, 1, 0]]).log().nan_to_num(neginf=0))
+    student = hand.student(torch.zeros(2, 3))
     for outside, sum_of in (("truncate", -2 - 1.5 + 1), ("mask", -1.5 + 1)):
         options = grpo.GRPOOptions(eps=1e-9, correction=grpo.Correction(outside=outside))
-        found = total(grpo.loss(batch, grpo.credit(batch, options), student, options))
+        found = hand.total(grpo.loss(batch, grpo.credit(batch, options), student, options))
         assert found.item() == pytest.approx(A * sum_of / 3)
 
 
-def test_grpo_towards_the_reference():
+def test_grpo_towards_the_reference(hand):
     reference = torch.tensor([[0.0, -1, 0], [0, 0, 0]])
-    batch, options = hand_batch(reference_logp=reference, reward=torch.zeros(2)), grpo.GRPOOptions(kl_coef=0.5)
+    batch, options = hand.batch(reference_logp=reference, reward=torch.zeros(2)), grpo.GRPOOptions(kl_coef=0.5)
     logp = torch.zeros(2, 3, requires_grad=True)
-    found = total(grpo.loss(batch, grpo.credit(batch, options), student_of(logp), options))
+    found = hand.total(grpo.loss(batch, grpo.credit(batch, options), hand.student(logp), options))
     assert found.item() == pytest.approx(0.5 * math.exp(-1) / 3)  # k3: e^-1 - 1 + 1
     assert torch.autograd.grad(found, logp)[0][0, 1].item() == pytest.approx(0.5 * 1 / 3)  # of k2: log s - log t
     with pytest.raises(ValueError, match="expected reference_logp"):
-        grpo.loss(hand_batch(), grpo.credit(batch, options), student_of(logp), options)
+        grpo.loss(hand.batch(), grpo.credit(batch, options), hand.student(logp), options)
 
 
-def test_a_group_of_equal_rewards_has_no_gradient_but_counts():
-    batch, options = hand_batch(reward=torch.ones(2)), grpo.GRPOOptions()
+def test_a_group_of_equal_rewards_has_no_gradient_but_counts(hand):
+    batch, options = hand.batch(reward=torch.ones(2)), grpo.GRPOOptions()
     credit, logp = grpo.credit(batch, options), torch.zeros(2, 3, requires_grad=True)
-    (term,) = grpo.loss(batch, credit, student_of(logp), options)
+    (term,) = grpo.loss(batch, credit, hand.student(logp), options)
     assert not term.active.any()
     assert term.mask.sum() == 3
-    assert (torch.autograd.grad(total([term]), logp)[0] == 0).all()
+    assert (torch.autograd.grad(hand.total([term]), logp)[0] == 0).all()
 
 
 HALF, QUARTER = math.log(0.5), math.log(0.25)
 
 
-def support_batch(**changes) -> TokenBatch:
+def support_batch(hand, **changes) -> TokenBatch:
     """The student has (1/2, rest 1/2), the teacher (1/4, rest 3/4), at every token."""
-    return hand_batch(
+    return hand.batch(
         support_ids=torch.zeros(2, 3, 1, dtype=torch.long),
         proximal_support_logp=torch.full((2, 3, 1), HALF),
         proximal_rest_logp=torch.full((2, 3), HALF),
@@ -111,9 +82,9 @@ def support_batch(**changes) -> TokenBatch:
     )
 
 
-def support_student(logp=None) -> Student:
+def support_student(hand, logp=None) -> Student:
     logp = torch.zeros(2, 3) if logp is None else logp
-    return student_of(logp, torch.full((2, 3, 1), HALF, requires_grad=True), torch.full((2, 3), HALF))
+    return hand.student(logp, torch.full((2, 3, 1), HALF, requires_grad=True), torch.full((2, 3), HALF))
 
 
 D = 0.5 * (0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625)) + 0.5 * (
@@ -121,24 +92,25 @@ D = 0.5 * (0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625)) + 0.5 * (
 )
 
 
-def test_sdpo_by_hand():
-    batch, options = support_batch(), sdpo.SDPOOptions(k=1)
+def test_sdpo_by_hand(hand):
+    batch, options = support_batch(hand), sdpo.SDPOOptions(k=1)
     credit = sdpo.credit(batch, options)
-    assert total(sdpo.loss(batch, credit, support_student(), options)).item() == pytest.approx(D, rel=1e-5)
+    assert hand.total(sdpo.loss(batch, credit, support_student(hand), options)).item() == pytest.approx(D, rel=1e-5)
     # Ratios 1.5, 4 (clipped at 2) and 1.
-    moved = support_student(torch.tensor([[1, 1.5, 4], [1, 1, 1]]).log())
-    assert total(sdpo.loss(batch, credit, moved, options)).item() == pytest.approx(D * 4.5 / 3, rel=1e-5)
+    moved = support_student(hand, torch.tensor([[1, 1.5, 4], [1, 1, 1]]).log())
+    assert hand.total(sdpo.loss(batch, credit, moved, options)).item() == pytest.approx(D * 4.5 / 3, rel=1e-5)
     for alpha, value in ((0.0, 0.25 * math.log(0.5) + 0.75 * math.log(1.5)), (1.0, 0.5 * math.log(4 / 3))):
         ends = sdpo.SDPOOptions(k=1, alpha=alpha)
-        assert total(sdpo.loss(batch, credit, support_student(), ends)).item() == pytest.approx(value, rel=1e-5)
+        found = hand.total(sdpo.loss(batch, credit, support_student(hand), ends))
+        assert found.item() == pytest.approx(value, rel=1e-5)
 
 
-def test_srpo_by_hand():
-    batch, options = support_batch(), srpo.SRPOOptions(k=1, eps=1e-9)
+def test_srpo_by_hand(hand):
+    batch, options = support_batch(hand), srpo.SRPOOptions(k=1, eps=1e-9)
     credit = srpo.credit(batch, options)
     # Row 0 won: two GRPO tokens. Row 1 failed and has a teacher: one SDPO token, whose weight is then 1.
     assert credit.share == {"grpo": pytest.approx(2 / 3), "sdpo": pytest.approx(1 / 3)}
-    found = total(srpo.loss(batch, credit, support_student(), options))
+    found = hand.total(srpo.loss(batch, credit, support_student(hand), options))
     assert found.item() == pytest.approx((-2 * A + D) / 3, rel=1e-5)
 
 
@@ -149,10 +121,10 @@ def test_routes():
     assert torch.equal(to_grpo, ~to_sdpo)
 
 
-def test_routing_ignores_the_advantage():
+def test_routing_ignores_the_advantage(hand):
     """All failed: every advantage is 0, and yet all go to the teacher. All won: none does."""
     for success, tokens in ((False, 3), (True, 0)):
-        batch = support_batch(reward=torch.full((2,), float(success)), success=torch.full((2,), success))
+        batch = support_batch(hand, reward=torch.full((2,), float(success)), success=torch.full((2,), success))
         assert srpo.credit(batch, srpo.SRPOOptions(k=1)).mask["taught"].sum() == tokens
 
 
@@ -180,20 +152,20 @@ def leaves(batch):
     return Student(logp=logp, support_logp=support, rest_logp=rest), [logp, support, rest]
 
 
-def test_srpo_without_a_teacher_is_grpo(make_model, make_batch):
+def test_srpo_without_a_teacher_is_grpo(hand, make_model, make_batch):
     batch = make_batch(make_model())
     student, (logp, *_) = leaves(batch)
     found = []
     for recipe in (grpo, srpo):
         options = recipe.RECIPE.options()
-        value = total(recipe.loss(batch, recipe.credit(batch, options), student, options))
+        value = hand.total(recipe.loss(batch, recipe.credit(batch, options), student, options))
         found.append((value, torch.autograd.grad(value, logp)[0]))
     assert found[0][0].item() == found[1][0].item() != 0
     assert torch.equal(found[0][1], found[1][1])
     assert found[0][1].abs().sum() > 0
 
 
-def test_nothing_but_the_student_gets_a_gradient(make_model, make_batch):
+def test_nothing_but_the_student_gets_a_gradient(hand, make_model, make_batch):
     batch = make_batch(make_model(), make_model(1))
     fixed = ("teacher_logp", "teacher_entropy", "teacher_support_logp", "teacher_rest_logp", "behaviour_logp")
     batch = replace(batch, **{name: getattr(batch, name).clone().requires_grad_() for name in fixed})
@@ -201,23 +173,23 @@ def test_nothing_but_the_student_gets_a_gradient(make_model, make_batch):
         options = recipe.RECIPE.options()
         student, inputs = leaves(batch)
         credit = recipe.credit(batch, options)
-        total(recipe.loss(batch, credit, student, options)).backward()
+        hand.total(recipe.loss(batch, credit, student, options)).backward()
         assert any(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in inputs)
         assert all(getattr(batch, name).grad is None for name in fixed)
         assert not any(weight.requires_grad for weight in credit.weight.values())
 
 
-def test_importance_weight_of_sdpo_has_no_gradient(make_model, make_batch):
+def test_importance_weight_of_sdpo_has_no_gradient(hand, make_model, make_batch):
     batch, options = make_batch(make_model(), make_model(1)), sdpo.SDPOOptions()
     student, (logp, support, _) = leaves(batch)
-    value = total(sdpo.loss(batch, sdpo.credit(batch, options), student, options))
+    value = hand.total(sdpo.loss(batch, sdpo.credit(batch, options), student, options))
     assert torch.autograd.grad(value, [logp, support], allow_unused=True)[0] is None
 
 
-def test_a_teacher_mask_without_scores_is_refused():
-    batch, options = hand_batch(), sdpo.SDPOOptions()
+def test_a_teacher_mask_without_scores_is_refused(hand):
+    batch, options = hand.batch(), sdpo.SDPOOptions()
     with pytest.raises(ValueError, match="expected teacher_support_logp"):
-        sdpo.loss(batch, sdpo.credit(batch, options), support_student(), options)
+        sdpo.loss(batch, sdpo.credit(batch, options), support_student(hand), options)
     with pytest.raises(ValueError, match="expected teacher_entropy"):
         srpo.credit(batch, srpo.SRPOOptions())
 
@@ -244,11 +216,11 @@ def test_token_divergence_over_all_entries_is_the_divergence(seed, alpha):
         assert (few <= kl(student.log_softmax(-1), teacher.log_softmax(-1)) + 1e-6).all()
 
 
-def test_ppo_in_grpo_uses_the_options():
-    batch = hand_batch()
+def test_ppo_in_grpo_uses_the_options(hand):
+    batch = hand.batch()
     options = grpo.GRPOOptions(clip_low=0.1, clip_high=0.3, dual_clip=2.0, eps=1e-9)
     credit, logp = grpo.credit(batch, options), torch.tensor([[0.0, 0.9, -0.9], [0, 0.9, 0]])
-    (term,) = grpo.loss(batch, credit, student_of(logp), options)
+    (term,) = grpo.loss(batch, credit, hand.student(logp), options)
     expected = ppo(logp, batch.proximal_logp, credit.advantage, clip_low=0.1, clip_high=0.3, dual_clip=2.0)
     torch.testing.assert_close(term.value, expected)
 

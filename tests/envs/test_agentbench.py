@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import pytest
-from retort.envs.agentbench import HOME, LEFT_OUT, OWN_FILES, AgentBenchEnv, load
+from retort.envs.agentbench import HOME, LEFT_OUT, OWN_FILES, AgentBenchEnv, load, records
 from retort.envs.base import MissingPackage, Source, UsageError
 from retort.envs.catalogue import catalogue
 from retort.envs.check import check_env
@@ -93,7 +94,7 @@ def test_the_scripts_of_a_clone(tmp_path: Path) -> None:
         assert failing(more) == {}
         assert play(more, "test-0003", ["submit 6"]) == (1.0, "the tests passed")  # five stocks of Bob's, and one more
         assert play(more, "test-0003", ["submit 5"]) == (0.0, "expected 6; found 5")
-    with pytest.raises(UsageError, match="expected data/os_interaction/scripts of a clone"):
+    with pytest.raises(UsageError, match=r"expected data/os_interaction/scripts of a.*: --env-arg scripts=\.\.\."):
         made(scripts=tmp_path / "elsewhere")
 
 
@@ -179,15 +180,35 @@ def test_the_contract() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import PackageNotFoundError
-
-    def missing(name: str) -> None:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("retort.envs.agentbench.distribution", missing)
+    monkeypatch.setitem(sys.modules, "inspect_evals", None)
     command = "pip install --no-deps inspect-evals==0.26.0"
     with pytest.raises(MissingPackage, match=re.escape(command)):
         made()
     (entry,) = catalogue(["retort/AgentBenchOS-v0"])
     assert command in entry["missing"]
     assert command.split()[-1] in (Path(__file__).parents[2] / "packages.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("test-0019", "wants more than bubblewrap has: --env-arg sandbox=docker"),
+        ("test-0033", "is left out: it installs sudo from the network"),
+        ("test-001x", "unknown task 'test-001x'; did you mean 'test-0"),
+        ("test-0900", "unknown task 'test-0900'; did you mean 'test-0"),
+    ],
+)
+def test_a_task_that_is_not_there_says_what_it_takes(name: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        made(only=[name])
+    assert said in str(error.value)
+
+
+def test_every_task_that_needs_the_repositorys_scripts_says_so() -> None:
+    every = {f"{part}-{index:04d}" for part, index in records()}
+    left = {f"{part}-{index:04d}" for part, index in LEFT_OUT}
+    absent = every - left - set(load())
+    assert len(absent) == len(IN_CLONE) == 11
+    for name in absent:
+        with pytest.raises(UsageError, match=r"begins with a script of data/os_.*: --env-arg scripts=\.\.\. \(--set"):
+            made(only=[name], sandbox="docker")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import random
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +25,14 @@ from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 from retort.envs import reasoning_gym_tasks
 from retort.envs.base import SPLITS, Failure, MissingPackage, Source, UsageError
-from retort.envs.check import check_env
+from retort.envs.check import Subject, check_env, faults_of
+from retort.envs.checks_secrets import stands_in, the_answer_is_not_in_the_prompt
 from retort.envs.reasoning_gym import PROTOCOL, ReasoningGymEnv
 from retort.envs.reasoning_gym_judge import SECONDS, Judge
 from retort.envs.reasoning_gym_tasks import (
     CHUNK,
     GUARDS,
+    HASHED,
     PLAIN,
     REFUSED,
     WORDS,
@@ -111,6 +115,22 @@ def test_the_contract(generator: str, split: str) -> None:
         check_env(env)
 
 
+@pytest.mark.parametrize("generator", ["rotate_matrix", "pool_matrix", "ab"])
+def test_an_answer_that_the_question_shows_is_no_secret(generator: str) -> None:
+    """A turn by 360 degrees, pools of one: such tasks are the package's own, and to see it is their point."""
+    drawn = questions(generator, "{}", "train", 40)
+    shown = [question for question in drawn if stands_in(question.text, question.answer)]
+    assert 0 < len(shown) < len(drawn) / 2
+    with gymnasium.make("retort/ReasoningGym-v0", generator=generator, size=40) as env:
+        assert faults_of(the_answer_is_not_in_the_prompt, Subject(env, 40)) == []
+        for question in (shown[0], next(question for question in drawn if question not in shown)):
+            for action in (question.answer, "none"):
+                env.reset(options={"task": question.ref.key})
+                told = hidden(env.step(action)[4])
+                assert told.get(Source.ANSWER) == (None if question in shown else question.answer)
+            assert told[Source.VERIFIER].startswith(f"expected {question.answer[:50]}")
+
+
 def test_splits_share_no_question_however_few_there_are() -> None:
     few = json.dumps({"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
     texts = {split: {question.text for question in questions("chain_sum", few, split, 500)} for split in SPLITS}
@@ -137,6 +157,27 @@ def test_a_task_hangs_on_its_key_alone() -> None:
     made = create_dataset("leg_counting", seed=seed - number % CHUNK, size=CHUNK)[number % CHUNK]
     assert (made["question"], made["answer"]) == (last.text, last.answer)
     assert len({question.ref.digest for question in long}) == 90
+
+
+DIGESTS = """
+import json, sys
+from retort.envs.reasoning_gym_tasks import questions
+print(json.dumps([[question.ref.digest for question in questions(name, "{}", "test", 3)] for name in sys.argv[1:]]))
+"""
+
+
+def test_questions_are_the_same_in_every_process() -> None:
+    """Whatever hashes its texts have."""
+    names = ["isomorphic_strings", "polynomial_multiplication", "chain_sum"]
+    assert set(names[:2]) < set(HASHED)
+    told = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", DIGESTS, *names]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+        told.append(json.loads(done.stdout))
+    assert told[0] == told[1]
+    assert [len(digests) for digests in told[0]] == [3, 3, 3]
 
 
 def test_the_reward_is_the_packages_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from retort import doctor
 from retort.cli import main
 from retort.doctor import examine
 
@@ -59,8 +61,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = retort("train", "sft", "--out", folder, *settings(*TINY))
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {folder}/checkpoints/step-000002" in done.stdout
-    assert "next: retort eval --env retort/Shell-v0 --model" in done.stdout
-    assert "beside it: retort eval --env retort/Shell-v0 --model gold (or null, random); then: retort" in done.stdout
+    evaluate = "retort eval --env retort/Shell-v0 --limit 200 --model"
+    assert f"next: {evaluate} {folder}/checkpoints/step-000002\n" in done.stdout
+    assert f"beside it: {evaluate} gold (or null, random); then: retort compare FIRST SECOND\n" in done.stdout
+    assert f"retort preview sft --env retort/Shell-v0 --model {folder}/checkpoints/step-000002\n" in done.stdout
+    assert "retort trace" not in done.stdout  # it stored no signals
+    assert done.stderr.startswith("loading torch ...\n")
     assert "success" not in done.stdout
     return folder
 
@@ -114,12 +120,15 @@ def test_export_and_play_what_was_written(tmp_path: Path, here: Here) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["n"], report["success"]) == (3, 1.0)
+    assert done.stderr.startswith("3 episodes: 3 tasks of the validation split; --limit N plays fewer tasks")
     refused(
         here("export", "retort/Shell-v0", tmp_path / "out", "--split", "validation", "--limit", "1"), "never written"
     )
-    refused(here("export", "retort/Harbor-v0", tmp_path / "again"), "folder: expected a folder of tasks")
+    wanted = "retort/Harbor-v0 needs folder (a folder of tasks in Harbor's format): --env-arg folder=... (--set env_"
+    refused(here("export", "retort/Harbor-v0", tmp_path / "again"), wanted)
+    refused(here("train", "sft", "--env", "retort/Harbor-v0", "--out", tmp_path / "run"), wanted)
     refused(here("export", "retort/Shel-v0", tmp_path / "again"), "did you mean 'retort/Shell-v0'")
-    refused(here("check-env", "retort/Harbor-v0"), "folder: expected a folder of tasks in Harbor's format")
+    refused(here("check-env", "retort/Harbor-v0"), wanted)
 
 
 def test_doctor() -> None:
@@ -148,6 +157,30 @@ def test_doctor_says_in_a_sentence_that_no_engine_answers(monkeypatch: pytest.Mo
     (docker,) = (finding for finding in examine() if finding.name == "docker")
     assert (docker.present, docker.detail) == (False, "no engine answers")
     assert docker.advice.startswith("apt-get install docker.io and start it, or set DOCKER_HOST")
+
+
+def test_doctor_says_how_to_get_what_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bfcl_eval", None)
+    monkeypatch.setattr(doctor, "_package", lambda name: None)
+    found = {finding.name: finding for finding in examine()}
+    pip = f"{sys.executable} -m pip install"
+    assert found["vllm"].advice.startswith(f"with a GPU: {pip} vllm; without one: make vllm")
+    bfcl, questions = found["retort/BFCL-v0"], found["retort/ReasoningGym-v0"]
+    assert (bfcl.present, bfcl.detail) == (False, "without bfcl_eval")
+    assert bfcl.advice == f"{pip} mpmath && {pip} --no-deps bfcl-eval==2026.3.23"
+    assert (questions.present, questions.detail, questions.advice) == (True, "reasoning_gym", "")
+    assert "retort/Shell-v0" not in found
+
+
+def test_a_split_without_tasks_says_where_they_are(here: Here, tmp_path: Path) -> None:
+    done = here("check-env", "retort/HumanEval-v0", "--env-arg", "split=train")
+    assert done.returncode == 1
+    assert "breaks the contract: 1 fault\n" in done.stdout
+    assert "tasks() is empty in the train split; it has tasks in test" in done.stdout
+    said = "expected tasks in the train split, found none; it has tasks in test"
+    refused(here("eval", "--env", "retort/HumanEval-v0", "--split", "train"), said)
+    refused(here("train", "sft", "--env", "retort/HumanEval-v0", "--out", tmp_path / "run"), said)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -242,6 +275,7 @@ def test_an_environment_of_the_working_folder(tmp_path: Path) -> None:
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["success"] == 1
+    assert done.stderr == "1 episode: 1 task of the test split\n"
     done = retort("eval", "--env", "mine:me/Load-v0", cwd=tmp_path)
     refused(done, "unknown environment 'mine:me/Load-v0'", "did you mean 'mine:me/Loud-v0'")
 
@@ -254,6 +288,7 @@ def test_eval_prints_a_table_and_takes_arguments_of_the_environment(tmp_path: Pa
     assert "delete" not in done.stdout
     assert "pass^2" in done.stdout
     assert "gold on retort/Shell-v0 (train)" in done.stdout
+    assert done.stderr.startswith("12 episodes: 6 tasks of the train split, each 2 times\n")
     assert "episodes and report: runs/eval/Shell-v0-gold-seed0" in done.stdout
 
 
@@ -331,9 +366,17 @@ def test_train_again_resume_and_go_on(trained: Path, tmp_path: Path, here: Here)
 
 def test_a_recipe_on_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     model = trained / "checkpoints" / "step-000002"
-    pairs = ["steps=1", "prompts=2", "group_size=2", "concurrency=4", "turn_tokens=4", "threads=1"]
+    pairs = ["steps=1", "prompts=2", "group_size=2", "concurrency=4", "turn_tokens=4", "threads=1", "signals_every=1"]
+    pairs += ['env_args.families=["move", "copy"]', "env_args.explain=true"]
     done = retort("train", "sdpo", "--model", model, "--seed", "2", *settings(*pairs), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    families = """'families=["move", "copy"]'"""
+    assert f"retort eval --env retort/Shell-v0 --env-arg {families} --env-arg explain=true --limit 200 " in done.stdout
+    assert "retort trace runs/sdpo-Shell-v0-seed2 --step 1\n" in done.stdout
+    (read,) = (line.partition(": ")[2] for line in done.stdout.splitlines() if "retort preview" in line)
+    seen = retort(*shlex.split(read)[1:], "--json", cwd=tmp_path)  # as it was printed
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout)["recipe"] == "sdpo"
     folder = tmp_path / "runs" / "sdpo-Shell-v0-seed2"
     assert {path.name for path in folder.iterdir()} >= {"config.toml", "manifest.json", "metrics.jsonl", "checkpoints"}
     assert (folder / "rollouts" / "step-000001.parquet").is_file()
@@ -390,9 +433,17 @@ def test_a_run_folder_is_no_model(trained: Path, here: Here) -> None:
         (["demo", "--set", "stepz=3"], ["unknown key 'stepz'", "did you mean 'steps'"]),
         (["eval", "--split", "tests"], ["unknown split 'tests'", "did you mean 'test'"]),
         (["eval", "--model", "golden"], ["unknown model 'golden'", "did you mean 'gold'"]),
-        (["eval", "--model", "/no/such/folder"], ["expected a checkpoint folder, found nothing at /no/such/folder"]),
+        (
+            ["eval", "--model", "/no/such/folder"],
+            ["with config.json, found nothing at /no/such/folder; there is no model in / either"],
+        ),
         (["eval", "--model", "tiny"], ["tiny is a model without training"]),
-        (["train", "grpo", "--model", "./nope"], ["expected a checkpoint folder, found nothing at", "nearest: "]),
+        (["train", "grpo", "--model", "./nope"], ["expected a checkpoint folder with config.json, found nothing at"]),
+        (
+            ["train", "grpo", "--model", "tinyy"],
+            ["did you mean 'tiny'? expected tiny, a checkpoint folder or a Hugging"],
+        ),
+        (["eval", "--model", "gpt-foo"], ["no folder of this name is here", "behind an endpoint it is openai:URL#gpt"]),
         (["train", "grpo", "--model", "gold"], ["gold plays and cannot be trained: expected tiny"]),
         (["eval", "--k", "1,x"], ["expected whole numbers such as 1,4,8"]),
         (["eval", "--k", "4", "-n", "2"], ["expected 1 <= k <= n=2, found [4]"]),

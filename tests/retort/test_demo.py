@@ -52,7 +52,7 @@ def cold_started(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_trains_evaluates_and_does_nothing_twice(tmp_path: Path) -> None:
+def test_the_demo_trains_evaluates_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     cold_started(out)
     summary, said = shown(out)
@@ -88,6 +88,7 @@ def test_the_demo_trains_evaluates_and_does_nothing_twice(tmp_path: Path) -> Non
     before = {path: path.stat().st_mtime_ns for path in files if path.name != "metrics.jsonl"}
     metrics = (out / "metrics.jsonl").read_bytes()
     spent = json.loads((out / "seconds.json").read_text())["cpu_seconds"]
+    monkeypatch.setattr("retort.demo.TASKS", 36)  # from here on nothing is said about what it measures
     again, _ = shown(out)
     assert json.loads((out / "seconds.json").read_text())["cpu_seconds"]["train"] >= spent["train"]
     assert {path: path.stat().st_mtime_ns for path in before} == before

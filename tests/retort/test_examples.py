@@ -43,7 +43,7 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
     trained = tmp_path / "run" / "checkpoints" / "step-000002"
     assert f"checkpoint: {trained}" in said.replace("\n", "")
     assert (trained / "model.safetensors").is_file()
-    assert "held out" in ran("evaluate.py", str(trained), "18")
+    assert "held-out families" in ran("evaluate.py", str(trained), "18")
 
 
 @pytest.mark.slow

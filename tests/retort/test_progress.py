@@ -37,7 +37,7 @@ def test_a_line_at_each_tenth() -> None:
         told.now = done / 2
         said += told("step", done, success=0.5, loss=0.25)
     assert len(said) == 10
-    assert said[0] == "step 20/200  10 s  success 0.50  loss 0.250"
+    assert said[0] == "step 20/200  10 s, about 90 s left  success 0.50  loss 0.250"
     assert said[-1].startswith("step 200/200  100 s")
     assert told("quick", 0, total=10) == []
     assert [line for done in range(1, 11) for line in told("quick", done)] == ["quick 10/10  0 s"]
@@ -50,7 +50,7 @@ def test_a_line_where_much_time_has_passed() -> None:
     assert told("before: episodes", 1) == []
     told.now = LINE_S
     assert told("before: episodes", 2, success=1, held_out=0) == [
-        "before: episodes 2/1000  15 s  success 1.00  held out 0.00"
+        "before: episodes 2/1000  15 s, about 125 min left  success 1.00  held out 0.00"
     ]
     told.now = 2 * LINE_S - 1
     assert told("before: episodes", 3) == []
@@ -66,7 +66,7 @@ def test_a_stage_that_begins_again_has_a_clock_of_its_own() -> None:
     assert told("step", 10) == ["step 10/10  5 s"]
     assert told("step", 2, total=10) == []
     told.now = 6
-    assert told("step", 3) == ["step 3/10  1 s"]
+    assert told("step", 3) == ["step 3/10  1 s, about 7 s left"]
 
 
 def test_without_a_terminal_bars_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,19 +92,37 @@ def test_on_a_terminal_a_bar_that_goes_back_starts_anew(monkeypatch: pytest.Monk
     assert task.start_time is None or first is None or task.start_time >= first
 
 
-def test_a_family_of_which_nothing_counted_has_no_success() -> None:
-    broken = Rate("broken", 0.0, 0.0, 0, 0, {"infrastructure": 2})
+def rows_of(*families: Rate, held_out: Rate | None = None) -> list[list[str]]:
+    """The cells of a report's table, without its head."""
     whole = Rate("all", 0.5, 0.1, 4, 4, {"won": 2, "wrong": 2})
     numbers: dict[str, Any] = dict.fromkeys(("truncated", "turns", "tokens", "prompt_tokens", "invalid"), 0.0)
     empty: dict[str, Any] = {f"pass_{kind}_k{of}": {} for kind in ("at", "hat") for of in ("", "_stderr")}
-    found = Report(whole, (broken,), None, failures=(), infrastructure_failures=2, **empty, **numbers)
+    found = Report(whole, families, held_out, failures=(), infrastructure_failures=2, **empty, **numbers)
     console = Console(file=io.StringIO(), width=120)
     console.print(report_table(found, "null on x"))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("null on x")
-    (row,) = (line for line in lines if "broken" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["broken", "0", "-", "-", "infrastructure 2"]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def test_a_family_of_which_nothing_counted_has_no_success() -> None:
+    broken = Rate("broken", 0.0, 0.0, 0, 0, {"infrastructure": 2})
+    assert rows_of(broken) == [
+        ["broken", "0", "-", "-", "infrastructure 2"],
+        ["all families", "4", "0.500", "0.100", "wrong 2"],
+    ]
+
+
+def test_families_that_training_never_has_are_marked_and_come_last() -> None:
+    apart = Rate("apart", 0.25, 0.1, 4, 4, held_out=True)
+    total = Rate("held out", 0.25, 0.1, 4, 4, held_out=True)
+    assert [row[0] for row in rows_of(apart, Rate("move", 0.5, 0.1, 4, 4), held_out=total)] == [
+        "move",
+        "apart (never trained on)",
+        "all families in training",
+        "held-out families",
+    ]
 
 
 def test_what_teachers_did_stands_below_the_table(tmp_path: Path) -> None:
