@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +28,9 @@ from retort.agents.scoring import score_tokens
 from retort.agents.vllm import VLLMPolicy
 from retort.algos.config import ConfigError, TrainConfig, preset, resolve
 from retort.algos.launch import resume_run
-from retort.algos.runs import Run
+from retort.algos.runs import Run, check
 from retort.algos.train import train
+from retort.envs.base import UsageError
 
 FAMILY = {"env_args": {"families": ["delete"]}}
 SMALL = {"steps": 3, "prompts": 3, "group_size": 4, "concurrency": 12, "checkpoint_every": 1, "threads": 1}
@@ -76,6 +84,21 @@ def test_with_an_adapter_and_after_a_resume_it_is_in_step_too(cold: Path, tmp_pa
     assert max(line["sampler_gap_nats"] for line in lines) < 1e-3
 
 
+def test_an_adapter_that_goes_over_alone_is_in_step_too(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = configured("grpo", cold, "lora_rank=4", "optimiser=adamw", "lr=0.01", "engine_args.enable_lora=true")
+    run = Run.create(tmp_path / "run", asked)
+    monkeypatch.setattr(VLLMPolicy, "_weights", None)  # none but the adapter's may go
+    train(run)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert max(line["sampler_gap_nats"] for line in lines) < 1e-3
+    run = Run.create(tmp_path / "whole", configured("grpo", cold, "engine_args.enable_lora=true"))
+    with pytest.raises(UsageError, match=r"enable_lora is for runs that train an adapter"):
+        train(run)
+
+
 def test_an_engine_that_is_not_synced_is_found_out_within_one_step(
     cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +133,67 @@ def test_steps_that_are_played_ahead_are_as_old_as_they_may_be_and_corrected(col
         versions = {int(version) for item in played for row in item.rows for version in row.version} - {-1}
         assert versions <= set(range(max(0, step - 2), step + 1))
         assert line["infrastructure_failures"] == 0
+
+
+def processes(parent: int, name: str) -> list[int]:
+    """Those of that name below a process."""
+    below, found = {parent}, []
+    told = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    lines = sorted((int(line.split()[0]), line) for line in told)
+    for number, line in lines:
+        words = line[line.rindex(")") + 2 :].split()
+        if int(words[1]) in below:
+            below.add(number)
+            found += [number] if line[line.index("(") + 1 : line.rindex(")")] == name else []
+    return found
+
+
+@pytest.mark.parametrize("seed", [int(os.environ.get("RETORT_KILL_SEED", "0"))])
+def test_a_run_that_is_killed_while_it_plays_ahead_goes_on(cold: Path, tmp_path: Path, seed: int) -> None:
+    draw, place = random.Random(seed), tmp_path / "run"
+    log = tmp_path / "log.txt"
+    settings = {**SMALL, "steps": 6, "max_staleness": 1, "env_args": '{families = ["delete"]}', "lr": 3e-3}
+    command = [sys.executable, "-m", "retort", "train"]
+    begin = [*command, "grpo", "--model", str(cold), "--engine", "vllm", "--out", str(place)]
+    begin += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    run_of = partial(Run.open, place)
+
+    def until(steps: int, process: subprocess.Popen[bytes]) -> None:
+        while not (place / "metrics.jsonl").exists() or len(run_of().metrics()) < steps:
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.01)
+
+    with log.open("wb") as out:
+        process = subprocess.Popen(begin, stdout=out, stderr=out)
+        try:
+            until(1, process)
+            sandboxes = processes(process.pid, "bwrap")
+            assert sandboxes
+            for number in sandboxes:  # environments that die are replaced, and the run goes on
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            until(draw.choice([2, 3, 4]), process)
+            time.sleep(draw.uniform(0, 0.4))
+        finally:
+            process.kill()
+            process.wait()
+        before = run_of().metrics()
+        assert len(before) < 6, "it was killed too late to show anything"
+        done = subprocess.run([*command, "--resume", str(place)], stdout=out, stderr=out, check=False)
+    assert done.returncode == 0, log.read_text()[-4000:]
+    run = run_of()
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    lost = 0
+    for step, line in enumerate(lines):
+        played = store.read(run.rollouts(step + 1))
+        assert [item.episode for item in played] == [f"{step}-{g}-{m}" for g in range(3) for m in range(4)]
+        versions = {int(version) for item in played for row in item.rows for version in row.version} - {-1}
+        assert versions <= {max(0, step - 1), step}
+        lost += sum(not item.usable for item in played)
+        assert line["infrastructure_failures"] == sum(not item.usable for item in played)
+    assert 0 < lost <= 24, "environments that were killed are replaced"
+    assert [check(folder) for folder in run.checkpoints()] == [5, 6]
 
 
 def test_the_engine_teaches_with_the_current_weights(cold: Path, tmp_path: Path) -> None:
