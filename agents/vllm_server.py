@@ -214,7 +214,12 @@ class Server:
         else:
             if ADAPTER in known:
                 self.call("POST", "/v1/unload_lora_adapter", json={"lora_name": ADAPTER})
-            self.call("POST", "/v1/load_lora_adapter", json={"lora_name": ADAPTER, "lora_path": str(place)})
+            try:
+                self.call("POST", "/v1/load_lora_adapter", json={"lora_name": ADAPTER, "lora_path": str(place)})
+            except EngineError:
+                self._halfway = False  # it refused the adapter, and is as it was
+                self.call("POST", "/resume")
+                raise
         self._model = ADAPTER
 
     def meet(self, chat: Chat, expected: str | None, *, follows: bool) -> int:
@@ -232,6 +237,10 @@ class Server:
             )
         if label == UNTRAINED and expected is not None and not same(card, expected):
             raise EngineError(f"{self.url} serves the model {card['root']}, expected {expected}")
+        if self.call("GET", "/is_paused")["is_paused"]:  # by a run that was killed in an update
+            if not follows:
+                raise EngineError(f"{self.url} is paused, as in the middle of an update: start it again")
+            self.call("POST", "/resume")
         for text in (SAMPLE, *_words(chat.tokenizer)):
             ids = self.call("POST", "/tokenize", json={"prompt": text, "add_special_tokens": False})["tokens"]
             if ids != (own := chat.tokenizer.encode(text, add_special_tokens=False)):

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -354,6 +355,17 @@ def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(
         state.relabel = ""  # a run takes the server over
         with pytest.raises(EngineError, match=r"holds weights 60 of a run"):
             play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+
+
+def test_a_server_that_a_killed_run_left_in_an_update_is_taken_over(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers], folder: Path
+) -> None:
+    engine = made(url)
+    engine.update(learner, 1)
+    httpx.post(f"{url}/pause", params={"mode": "keep"}).raise_for_status()
+    again = made(url)
+    again.update(learner, 2)
+    assert set(play(again, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions) == {2}
 
 
 def test_where_nobody_is_the_advice_is_how_to_start_one(chat: Chat, folder: Path) -> None:
