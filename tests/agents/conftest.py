@@ -143,7 +143,7 @@ def put():
 
 
 class Served:
-    """A server in processes of its own, started as the documentation says; one for all tests of this folder."""
+    """A server in processes of its own, started as the documentation says. It takes its time to be there: `wait`."""
 
     def __init__(self, python: str, folder: Path, place: Path) -> None:
         with socket.socket() as probe:
@@ -160,7 +160,7 @@ class Served:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begins to start it; `wait` is for its end."""
+        """Begins to start it."""
         mine = {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._log.parent), "PYTHONPATH": str(self.plugin)}
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -198,10 +198,10 @@ class Served:
 
 @pytest.fixture(scope="session")
 def server(engine_python: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One for all tests of this folder, which may still start."""
     made = Served(engine_python, folder, tmp_path_factory.mktemp("server"))
     made.start()
     try:
-        made.wait()
         yield made
     finally:
         made.stop()
@@ -209,6 +209,8 @@ def server(engine_python: str, folder: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def url(server: Served) -> str:
+    """That of the server, which is there."""
+    server.wait()
     return server.url
 
 

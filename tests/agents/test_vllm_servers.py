@@ -1,11 +1,9 @@
-"""A vLLM server that takes adapters apart, gets weights over a group of its own, and dies and comes back."""
+"""A vLLM server that takes adapters apart, and one that dies and comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +26,6 @@ from retort.algos.train import train
 from retort.envs.base import UsageError
 
 NATS = 1e-3
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -169,16 +166,6 @@ def test_an_adapter_that_is_too_large_is_refused_by_the_server(
 ) -> None:
     with pytest.raises(EngineError, match="rank 16 is greater than max_lora_rank 8"):
         made(url).update(adapted(16), 1)
-
-
-def test_weights_come_over_a_group_of_learner_and_server(engine_python: str, server: Any, folder: Path) -> None:
-    """NCCL needs a GPU on both sides: all but what it carries is vLLM's own, and runs here."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RETORT_NO_SKIPS": "1", "PYTHONPATH": str(server.plugin)}
-    environment |= {"RETORT_SERVER": server.url, "RETORT_FOLDER": str(folder)}
-    path = "tests/agents/vllm_by_nccl.py"
-    command = [engine_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def test_without_a_gpu_nccl_is_refused_and_what_is_no_way_named(url: str, made: Callable[..., VLLMServers]) -> None:
