@@ -92,7 +92,8 @@ def _here(model: str, chat: Chat, dtype: str, lora_rank: int, arguments: Mapping
 def _servers(
     urls: str, model: str | None, chat: Chat, shared: str, follows: bool, arguments: Mapping[str, Any]
 ) -> Apart:
-    from retort.agents.vllm_http import Serving, VLLMServers
+    from retort.agents.vllm_http import VLLMServers
+    from retort.agents.vllm_server import Serving
 
     refuse_unknown(arguments, (item.name for item in fields(Serving)), "a vLLM server")
     options = Serving(**{"shared": shared, **arguments})

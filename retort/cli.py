@@ -314,8 +314,7 @@ def serve(
 
     served = servable(model, Chat.load(model), folder or Path("runs/serve", str(port)), dtype)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    sizes = {"context": context_tokens, "lora_rank": lora_rank}
-    arguments, environment = command(served, port, dtype=dtype, name=name, **sizes)
+    arguments, environment = command(served, port, dtype=dtype, name=name, context=context_tokens, lora_rank=lora_rank)
     os.execvpe(python, [python, "-m", *arguments, *(extra or ())], {**os.environ, **environment})
 
 
