@@ -73,6 +73,8 @@ class Server:
         self.open: set[str] = set()
         self._model = ""  # what requests name; the weights alone have no name
         self._halfway = False  # weights that were not loaded to their end, which only another start mends
+        # A client takes long to make; a connection that is kept would be a dead one after a restart.
+        self._admin = _httpx().Client(limits=_httpx().Limits(max_keepalive_connections=0))
         self._client: Any = None
         self._gate = asyncio.Semaphore()
         self._users = 0
@@ -141,7 +143,7 @@ class Server:
         httpx = _httpx()
         try:
             timeout = timeout_s or self.options.timeout_s
-            response = httpx.request(method, f"{self.url}{path}", timeout=timeout, **request)
+            response = self._admin.request(method, f"{self.url}{path}", timeout=timeout, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
         if response.status_code != 200:
@@ -152,7 +154,7 @@ class Server:
     def healthy(self) -> bool:
         """Whether it says so now."""
         try:
-            return bool(_httpx().get(f"{self.url}/health", timeout=5.0).status_code == 200)
+            return bool(self._admin.get(f"{self.url}/health", timeout=5.0).status_code == 200)
         except (_httpx().HTTPError, _httpx().InvalidURL):
             return False
 
@@ -264,11 +266,10 @@ class Server:
 
     def _takes_adapters(self) -> bool:
         """Whether it has the way to load one: a request that names none is then refused, and not unknown."""
-        httpx = _httpx()
-        nameless = {"lora_name": "", "lora_path": ""}
+        path, nameless = "/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""}
         try:
-            response = httpx.post(f"{self.url}/v1/load_lora_adapter", json=nameless, timeout=self.options.timeout_s)
-        except httpx.HTTPError as error:
+            response = self._admin.post(f"{self.url}{path}", json=nameless, timeout=self.options.timeout_s)
+        except _httpx().HTTPError as error:
             raise EngineError(f"{self.url}: {type(error).__name__}: {error}") from error
         return bool(response.status_code != 404)
 

@@ -255,7 +255,7 @@ def linked(target: str) -> Iterator[tuple[str, Link]]:
                     self.answer(status or 500, b'{"error": "told to fail"}', "application/json")
                     return
                 sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-                got = httpx.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
+                got = client.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
                 told = got.content
                 if state.relabel:
                     told = re.sub(rb'("(?:weight_)?version": ?)"\d+"', rb'\1"%b"' % state.relabel.encode(), told)
@@ -276,6 +276,7 @@ def linked(target: str) -> Iterator[tuple[str, Link]]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -285,6 +286,18 @@ def linked(target: str) -> Iterator[tuple[str, Link]]:
         server.shutdown()
         thread.join()
         server.server_close()
+        client.close()
+
+
+@pytest.fixture
+def sampled(url: str) -> Callable[[], float]:
+    """How many tokens the server has sampled so far."""
+
+    def count() -> float:
+        told = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.split()[-1]) for line in told if line.startswith("vllm:generation_tokens_total"))
+
+    return count
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""New weights over a group of learner and server: run by `test_vllm.py` with the interpreter that has vLLM.
+"""New weights over a group of learner and server: run by `test_vllm_in_process.py` with the interpreter that has vLLM.
 
 Without a GPU the store of the group carries the tensors, one by one; see `conftest.py`.
 """

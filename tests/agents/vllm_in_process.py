@@ -1,4 +1,4 @@
-"""vLLM in this process against our own scorer: run by `test_vllm.py` with the interpreter that has vLLM."""
+"""vLLM in this process against our own scorer: run by `test_vllm_in_process.py` with the interpreter that has vLLM."""
 
 from __future__ import annotations
 
