@@ -1,4 +1,4 @@
-"""Training with vLLM in this process: run by `tests/agents/test_vllm_in_process.py` with the interpreter that has vLLM."""
+"""Training with vLLM in this process: run by `tests/agents/test_vllm_in_process.py` with vLLM's interpreter."""
 
 from __future__ import annotations
 
