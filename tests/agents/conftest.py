@@ -182,18 +182,34 @@ class Served:
             return False
 
     def kill(self) -> None:
-        """As a machine that goes down: at once, and with all its processes."""
+        """As a machine that goes down: at once, and with all its processes and what they shared."""
         assert self._process is not None
+        shared = self._shared()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        for path in shared:
+            path.unlink(missing_ok=True)
+
+    def _shared(self) -> set[Path]:
+        """Files in memory that its processes have mapped: nobody removes them for processes that were killed."""
+        assert self._process is not None
+        found = set()
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with suppress(OSError):
+                if os.getpgid(int(maps.parent.name)) == self._process.pid:
+                    found |= set(re.findall(r"/dev/shm/\S+$", maps.read_text(), re.MULTILINE))
+        return set(map(Path, found))
 
     def stop(self) -> None:
         assert self._process is not None
+        shared = self._shared()
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait(20)
         self.kill()
+        for path in shared:
+            path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
