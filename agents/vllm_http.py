@@ -2,200 +2,38 @@
 
 Servers are started with `retort serve`, or with the arguments that `serving.command` gives. Before anything is played
 each is held against the model and the chat that are here. What may pass (a busy server, a lost connection) is asked
-again after a pause that doubles; an episode goes on with another server where its own has gone, and only where none is
-left does the run end. A server that was started again has the weights of its folder, and is left alone until the next
-update.
+again after a pause that doubles; an episode goes on with another server where its own has gone, and where none is left
+it waits. A server that was started again has the weights of its folder: it is held against what is here once more, gets
+the newest, and plays on. What it was asked is asked again, with the same seeds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import random
-import shutil
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from retort.agents import serving
 from retort.agents import vllm_requests as requests
-from retort.agents.base import (
-    Completion,
-    ContextFull,
-    EngineError,
-    EnvironmentFault,
-    Int64,
-    Prompt,
-    Sampling,
-    TokenScores,
-)
-from retort.agents.chat import PROBE, Chat
-from retort.envs.base import TextEnv, UsageError, needed
+from retort.agents.base import Completion, EngineError, EnvironmentFault, Int64, Prompt, Sampling, TokenScores
+from retort.agents.chat import Chat
+from retort.agents.versions import Behind, Version
+from retort.agents.vllm_server import SAMPLE, UNTRAINED, Down, Lost, Server, Serving
+from retort.envs.base import TextEnv, UsageError
 
 log = logging.getLogger(__name__)
-SAMPLE = "Say 3, then cat card.csv | wc -l > out.txt\nDone: \u00e9t\u00e9 100 % \U0001f642\t[x] {y}"
-UNTRAINED = "default"  # what a server calls the weights that it was started with
-PASSING = (408, 409, 425, 429)  # and all above 499
-LONGEST_PAUSE_S = 10.0
 NEAR = {"float32": 1e-2}  # mean nats between two ways to compute the same model; in other precisions:
 NEAR_ELSE = 0.25
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How servers are asked.
-
-    timeout_s: seconds for one answer. retries: of one request. concurrency: requests at once, on each server.
-    start_s: seconds to wait for a server that starts. shared: a folder that the servers read too, for new weights.
-    """
-
-    timeout_s: float = 300.0
-    retries: int = 4
-    concurrency: int = 256
-    start_s: float = 120.0
-    shared: str = ""
-
-    def __post_init__(self) -> None:
-        for name, least in (("timeout_s", 0.001), ("retries", 0), ("concurrency", 1), ("start_s", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-                raise UsageError(f"{name}: expected a number of at least {least}, found {value!r}")
-
-
-class Down(RuntimeError):
-    """A server that did not answer a request, after every attempt."""
-
-
-class Server:
-    """One server. version: of its weights, as far as is known here; usable: whether it may be asked."""
-
-    def __init__(self, url: str, options: Serving) -> None:
-        self.url, self.options = url.rstrip("/"), options
-        self.usable = True
-        self.open: set[str] = set()
-        self._halfway = False  # weights that were not loaded to their end, which only another start mends
-        self._client: Any = None
-        self._gate = asyncio.Semaphore()
-        self._users = 0
-
-    async def enter(self) -> None:
-        """Somebody is about to ask; connections stay open until the last one leaves."""
-        if self._client is None:
-            httpx = _httpx()
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency)
-            self._client = httpx.AsyncClient(base_url=self.url, timeout=self.options.timeout_s, limits=limits)
-            self._gate = asyncio.Semaphore(self.options.concurrency)
-        self._users += 1
-
-    async def leave(self) -> None:
-        self._users -= 1
-        if not self._users:
-            client, self._client = self._client, None
-            await client.aclose()
-
-    @asynccontextmanager
-    async def line(self) -> AsyncIterator[None]:
-        """`enter` and `leave`."""
-        await self.enter()
-        try:
-            yield
-        finally:
-            await self.leave()
-
-    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one generate request, asked again while that may help.
-
-        Raises:
-            Down: it did not answer.
-            ContextFull: the prompt is too long for it.
-            EngineError: it refuses the request.
-        """
-        said = ""
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0))
-            try:
-                async with self._gate:
-                    response = await self._client.post("/inference/v1/generate", json=body)
-                if response.status_code == 200:
-                    answer: dict[str, Any] = response.json()
-                    return answer
-            except (_httpx().HTTPError, ValueError) as error:
-                said = f"{type(error).__name__}: {error}"
-                continue
-            said = f"status {response.status_code}: {response.text[:300]}"
-            if response.status_code < 500 and response.status_code not in PASSING:
-                if "context length" in response.text or "max_model_len" in response.text:
-                    raise ContextFull(said)
-                raise EngineError(f"{self.url} refuses a request, {said}{_advice(response.text)}")
-        raise Down(f"{self.url} did not answer {self.options.retries + 1} times: {said}")
-
-    def call(self, method: str, path: str, *, timeout_s: float | None = None, **request: Any) -> Any:
-        """One administrative request; blocks. What it answers, as JSON where it is that.
-
-        Raises:
-            EngineError: it fails.
-        """
-        httpx = _httpx()
-        try:
-            timeout = timeout_s or self.options.timeout_s
-            response = httpx.request(method, f"{self.url}{path}", timeout=timeout, **request)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise EngineError(f"{self.url}{path}: {type(error).__name__}: {error}") from error
-        if response.status_code != 200:
-            advice = _advice(response.text) if response.status_code != 404 else "; VLLM_SERVER_DEV_MODE=1 is needed"
-            raise EngineError(f"{self.url}{path}: status {response.status_code}: {response.text[:300]}{advice}")
-        return response.json() if response.headers.get("content-type", "").startswith("application/json") else None
-
-    def healthy(self) -> bool:
-        """Whether it says so now."""
-        try:
-            return bool(_httpx().get(f"{self.url}/health", timeout=5.0).status_code == 200)
-        except (_httpx().HTTPError, _httpx().InvalidURL):
-            return False
-
-    def wait(self) -> None:
-        """Until it is healthy. Raises EngineError when that takes more than `start_s`."""
-        limit, told = time.monotonic() + self.options.start_s, False
-        while not self.healthy():
-            if not told:
-                log.warning("waiting for a vLLM server at %s, up to %g s", self.url, self.options.start_s)
-                told = True
-            if time.monotonic() > limit:
-                raise EngineError(f"no healthy vLLM server at {self.url}: start one with 'retort serve MODEL'")
-            time.sleep(0.5)
-
-    def label(self) -> str:
-        """What it calls its weights."""
-        return str(self.call("GET", "/weight_info")["weight_version"])
-
-    def load(self, folder: Path, label: str) -> None:
-        """Takes the weights in `folder` between two steps; what is open goes on with them, its keys computed again.
-
-        Raises:
-            EngineError: it failed, and cannot be used; if it broke off midway, not before it is started again.
-        """
-        try:
-            if self._halfway and self.label() != UNTRAINED:
-                raise EngineError(f"{self.url} was not started again")
-            self.call("POST", "/pause", params={"mode": "keep"})
-            self._halfway = True
-            kwargs = {"weights_path": str(folder)}
-            self.call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": kwargs})
-            if not self.call("POST", "/reset_prefix_cache", params={"reset_running_requests": True})["success"]:
-                raise EngineError(f"{self.url} did not forget what the old weights have read")
-            self.call("POST", "/update_weight_version", json={"new_version": label})
-            self.call("POST", "/resume")
-        except EngineError as error:
-            self.usable = False
-            advice = "; new weights stopped halfway: start this server again" if self._halfway else ""
-            raise EngineError(f"{error}{advice}") from error
-        self.usable, self._halfway = True, False
+LOOK_S = 0.5  # between two looks for servers that are gone, while somebody waits for one
+LOOK_AGAIN_S = 5.0  # while others play
+TRIES = 8  # servers, one after another, that a request may outlive
 
 
 class VLLMServers:
@@ -222,43 +60,23 @@ class VLLMServers:
         follows: bool = True,
     ) -> None:
         self.options = options or Serving()
+        if self.options.transfer == "nccl":
+            from retort.agents.nccl import check
+
+            check()
         self.servers = [Server(url, self.options) for url in urls]
-        self.chat, self.name, self._follows = chat, name, follows
+        self.chat, self.name, self._expected, self._follows = chat, name, expected, follows
         self.version, self._label = 0, ""
         self._shapes: serving.Shapes | None = None
-        contexts = [self._meet(server, expected) for server in self.servers]
+        self._newest: Version | None = None
+        self._wires: dict[str, Any] = {}
+        self._lock = threading.RLock()  # an update and a look for servers that are back may come from two threads
+        self._looked = 0.0
+        contexts = []
+        for server in self.servers:
+            server.wait()
+            contexts.append(server.meet(chat, expected, follows=follows))
         self.context = min(contexts)
-
-    def _meet(self, server: Server, expected: str | None) -> int:
-        """Holds a server against what is here; how many tokens it reads."""
-        server.wait()
-        (card, *_) = server.call("GET", "/v1/models")["data"]
-        label = server.label()
-        if label != UNTRAINED and not self._follows:
-            raise EngineError(
-                f"{server.url} holds weights {label} of a run, expected those of {expected}: start it again"
-            )
-        if label == UNTRAINED and expected is not None and not _same(card, expected):
-            raise EngineError(f"{server.url} serves the model {card['root']}, expected {expected}")
-        for text in (SAMPLE, *_words(self.chat.tokenizer)):
-            ids = server.call("POST", "/tokenize", json={"prompt": text, "add_special_tokens": False})["tokens"]
-            if ids != (own := self.chat.tokenizer.encode(text, add_special_tokens=False)):
-                place = next((n for n, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), 0)
-                raise EngineError(
-                    f"{server.url} has another tokenizer than the learner (digest {self.chat.tokenizer_digest}): it "
-                    f"reads {text[:20]!r} with {ids[place : place + 3]}, expected {own[place : place + 3]}"
-                )
-        ids = server.call("POST", "/tokenize", json={"messages": PROBE, "add_generation_prompt": True})["tokens"]
-        if ids != self.chat.prompt(PROBE):
-            raise EngineError(
-                f"{server.url} has another chat template than the learner (digest {self.chat.template_digest}); "
-                "'retort serve MODEL' starts a server with this one"
-            )
-        wanted = {"temperature": 1.0, "top_k": 1, "max_tokens": 1, "logprobs": 0, "detokenize": False}
-        answer = server.call("POST", "/inference/v1/generate", json={"token_ids": ids, "sampling_params": wanted})
-        if answer["choices"][0]["logprobs"]["content"][0]["logprob"] < -1e-4:
-            raise EngineError(f"{server.url} tells log-probs of another distribution than it samples from{_advice('')}")
-        return int(card["max_model_len"])
 
     def close(self) -> None:
         """Servers live on."""
@@ -278,7 +96,8 @@ class VLLMServers:
         (own,) = score_tokens(model, [ids], [at])
         body = {"token_ids": ids, "sampling_params": requests.to_score(0)}
         for server in self.servers:
-            if server.label() != UNTRAINED:
+            # An adapter comes on top of the weights that a server has, whatever it played before.
+            if server.label() != UNTRAINED and not (server.adapters and serving.adapted(model)):
                 continue
             told = _read(server.call("POST", "/inference/v1/generate", json=body), ids, at, 0).logp
             far = float(np.abs(told - own.logp.detach().cpu().numpy()).mean())
@@ -286,7 +105,8 @@ class VLLMServers:
                 raise EngineError(f"{server.url} has other weights than the learner: {far:.3g} nats apart on average")
 
     def update(self, model: Any, version: int) -> None:
-        """See `Engine.update`: writes the weights into `shared`, and has each server load them that is there.
+        """See `Engine.update`: each server that is there takes the weights, from a folder in `shared` or by NCCL. Where
+        none is, it waits for one.
 
         Raises:
             EngineError: none took them, or they are no weights of its model.
@@ -294,28 +114,86 @@ class VLLMServers:
         if self._shapes is not None:
             serving.check_shapes(serving.shapes(model), self._shapes)
         if not self.options.shared:
-            raise EngineError("engine_args.shared: expected a folder that the servers can read, found none")
-        self._label = str(version)
-        place = Path(self.options.shared).resolve()
-        folder = serving.save_served(model, self.chat, place / f"version-{version}")
-        failed: EngineError | None = None
-        for server in self.servers:
-            if not server.usable and not server.healthy():
-                continue
-            try:
-                server.load(folder, self._label)
-            except EngineError as error:
-                failed = error
-                log.warning("left out until the next update: %s", error)
-        if not any(server.usable for server in self.servers):
-            raise failed or self._nobody()
-        for old in place.glob("version-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-        self.version = version
+            raise UsageError("engine_args.shared: expected a folder that the servers can read, found none")
+        newest = Version(model, version, self.chat, Path(self.options.shared).resolve())
+        with self._lock:
+            self._newest, self._label = newest, newest.label
+            there = [server for server in self.servers if server.usable or server.healthy()]
+            refused = [error for server in there if (error := self._mend(server, wire=True))]
+            if len(refused) == len(self.servers):
+                raise refused[-1]
+        limit = time.monotonic() + self.options.start_s
+        while not self._look():
+            if time.monotonic() > limit:
+                raise self._nobody()
+            time.sleep(LOOK_S)
+        with self._lock:
+            newest.tidy()
+            self.version = version
+
+    def _mend(self, server: Server, *, wire: bool = False) -> EngineError | None:
+        """Lets a server play that is there, with the newest weights; says why where it refuses. The lock is held.
+
+        wire: weights may come straight from the learner, which waits.
+        """
+        back = not server.usable
+        try:
+            if back:
+                self._cut(server)
+                server.meet(self.chat, self._expected, follows=self._follows)
+            if self._newest is not None:
+                self._give(server, self._newest, wire)
+        except Behind:
+            return None
+        except EngineError as error:
+            server.usable = False
+            self._cut(server)
+            log.warning("%s is left out: %s", server.url, error)
+            return error if server.healthy() else None
+        server.usable = True
+        if back:
+            server.lives += 1
+            log.warning("%s is back%s", server.url, f", with version {self._label}" if self._label else "")
+        return None
+
+    def _give(self, server: Server, newest: Version, wire: bool) -> None:
+        if server.adapters and newest.adapted:
+            bring = partial(server.take_adapter, newest.adapter())
+        elif wire and self.options.transfer == "nccl":
+            bring = partial(self._send, server, newest.model)
+        else:
+            bring = partial(server.take_whole, newest.whole())
+        server.load(newest.label, bring)
+
+    def _send(self, server: Server, model: Any) -> None:
+        from retort.agents.nccl import Wire
+
+        if server.url not in self._wires:
+            self._wires[server.url] = Wire(server, model)
+        self._wires[server.url].send()
+
+    def _cut(self, server: Server) -> None:
+        if (wire := self._wires.pop(server.url, None)) is not None:
+            wire.close()
+
+    def _look(self) -> bool:
+        """Whether a server can be asked, after a look for those that were gone: who is back gets the newest weights.
+
+        Raises:
+            EngineError: all are there, and none can be used.
+        """
+        with self._lock:
+            gone = [server for server in self.servers if not server.usable]
+            if gone and time.monotonic() - self._looked >= LOOK_S:
+                there = [server for server in gone if server.healthy()]
+                refused = [error for server in there if (error := self._mend(server))]
+                self._looked = time.monotonic()
+                if len(refused) == len(self.servers):
+                    raise refused[-1]
+            return any(server.usable for server in self.servers)
 
     async def begin(self, episode: str, env: TextEnv) -> None:
-        server = self._choose()
+        server = await self._server(episode)
         server.open.add(episode)
         await server.enter()
 
@@ -325,11 +203,29 @@ class VLLMServers:
                 server.open.discard(episode)
                 await server.leave()
 
-    def _choose(self) -> Server:
-        usable = [server for server in self.servers if server.usable]
-        if not usable:
-            raise self._nobody()
-        return min(usable, key=lambda server: len(server.open))
+    async def _server(self, episode: str | None) -> Server:
+        """The one that an episode stays with, or the least busy. Where none is left it waits for one to be back.
+
+        Raises:
+            EngineError: none is after `start_s`.
+        """
+        limit = time.monotonic() + self.options.start_s
+        while not (usable := [server for server in self.servers if server.usable]):
+            if not await asyncio.to_thread(self._look):
+                if time.monotonic() > limit:
+                    raise self._nobody()
+                await asyncio.sleep(LOOK_S)
+        if len(usable) < len(self.servers) and time.monotonic() - self._looked > LOOK_AGAIN_S:
+            self._looked = time.monotonic()
+            asyncio.get_running_loop().run_in_executor(None, self._look_beside)
+        own = [server for server in usable if episode in server.open]
+        return own[0] if own else min(usable, key=lambda server: len(server.open))
+
+    def _look_beside(self) -> None:
+        """A look while others play, who are not held up by what it finds."""
+        with suppress(EngineError):
+            self._looked = 0.0
+            self._look()
 
     def _nobody(self) -> EngineError:
         return EngineError(f"no vLLM server is left of {', '.join(server.url for server in self.servers)}")
@@ -349,29 +245,39 @@ class VLLMServers:
         return requests.completion(ids, logp, versions, sampling, stopped=choice["finish_reason"] == "stop")
 
     async def _answer(self, body: Mapping[str, Any], episode: str | None = None) -> dict[str, Any]:
-        """From the episode's server, else from one that is left. One that has other weights than it must is left alone.
+        """From the episode's server, else from one that is left. One that has other weights than it must gets them, and
+        is asked again.
 
         Raises:
             Down: a server that lives does not answer this request.
-            EngineError: none is left.
+            EngineError: none is left, or what is asked ends every one.
         """
-        while True:
-            server = next((item for item in self.servers if item.usable and episode in item.open), None)
-            server = server or self._choose()
+        for _ in range(TRIES):
+            server = await self._server(episode)
+            life = server.lives
             try:
                 async with server.line():
                     answer = await server.ask(body)
-            except Down:
-                if server.usable and await asyncio.to_thread(server.healthy):
+                labels = {str(span["version"]) for span in answer["choices"][0].get("weight_versions") or ()}
+                if not (foreign := sorted(filter(self._is_foreign, labels))):
+                    return answer
+                why = f"{server.url} has other weights now ({', '.join(foreign)})"
+            except Lost as lost:
+                why = str(lost)
+            except Down as down:
+                if await asyncio.to_thread(self._is_the_same, server, life):
                     raise  # it lives: this request alone is more than it can do
+                why = str(down)
+            if server.usable and server.lives == life:
+                log.warning("left alone: %s", why)
                 server.usable = False
-                continue
-            labels = {str(span["version"]) for span in answer["choices"][0].get("weight_versions") or ()}
-            if not (foreign := sorted(filter(self._is_foreign, labels))):
-                return answer
-            if server.usable:
-                log.warning("%s has other weights now (%s), and is left alone", server.url, ", ".join(foreign))
-            server.usable = False
+        raise EngineError(f"a request was asked {TRIES} times, and each time its server went: {why}")
+
+    def _is_the_same(self, server: Server, life: int) -> bool:
+        """Whether a server was there all the time, with the weights that it was given."""
+        with suppress(EngineError):
+            return server.lives == life and server.healthy() and not self._is_foreign(server.label())
+        return False
 
     def _is_foreign(self, label: str) -> bool:
         """Whether weights of that label must not play: a run's where it has none, the first ones after an update."""
@@ -401,13 +307,6 @@ class VLLMServers:
         return _read(answer, sequence, where, k)
 
 
-def _words(tokenizer: Any) -> list[str]:
-    """Texts that most of a vocabulary occurs in: what tokenizers with the same digest all read alike."""
-    size = len(tokenizer)
-    words = [tokenizer.decode([number]) for number in range(0, size, max(1, size // 8192))]
-    return [" ".join(words[start : start + 1024]) for start in range(0, len(words), 1024)]
-
-
 def _read(answer: Mapping[str, Any], sequence: Sequence[int], where: Sequence[int], k: int) -> TokenScores:
     told = answer.get("prompt_logprobs") or []
 
@@ -419,35 +318,3 @@ def _read(answer: Mapping[str, Any], sequence: Sequence[int], where: Sequence[in
 
 def _span(span: Mapping[str, Any]) -> range:
     return range(int(span["start"]), int(span["end"]))
-
-
-def _same(card: Mapping[str, Any], expected: str) -> bool:
-    """Whether a server's model is the one of that path or name. A folder that is not here is known by its last name."""
-    names = {str(card["id"]), str(card["root"])}
-    wanted = Path(expected)
-    if expected in names or not wanted.is_dir():
-        return expected in names
-    if {str(wanted.resolve()), str(wanted)} & {str(Path(name).resolve()) for name in names}:
-        return True
-    here = [Path(name) for name in names if Path(name).is_dir()]
-    if here:
-        own = _weights(wanted)
-        return bool(own) and any(_weights(folder) == own for folder in here)
-    return wanted.resolve().name in {Path(name).name for name in names}
-
-
-def _weights(folder: Path) -> dict[str, str]:
-    """The digest of each file of weights."""
-    found = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _advice(said: str) -> str:
-    return "" if "max_logprobs" in said else "; 'retort serve MODEL' starts a server with what is needed"
-
-
-def _httpx() -> Any:
-    return needed("httpx", "pip install 'retort-rl[train]'")

@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
 
     steps: updates of the policy. prompts, group_size: tasks a step and episodes a task. concurrency: episodes at once.
     engine: what samples: "hf", the learner's own model; "vllm" in this process; or "vllm:URL", a server or several.
-        engine_args: of vLLM's `EngineArgs`, or of `agents.vllm_http.Serving`. gap_limit: nats between what the engine
+        engine_args: of vLLM's `EngineArgs`, or of `agents.vllm_server.Serving`. gap_limit: nats between what the engine
         says of its tokens and what the learner says, beyond which the run ends; 0 is by precision. max_staleness: steps
         that are played while the learner works on an earlier one, so that a token may be as many updates old.
     scorer: who computes a teacher's log-probs: "learner", this process; "engine", for a teacher whose weights are the

@@ -116,7 +116,10 @@ def engine_apart(run: Run, chat: Chat, learner: Learner) -> Iterator[Apart]:
         EngineError: it reads fewer tokens than a conversation may have, or a server is not what it must be.
     """
     config, dtype, shared = run.config, run.config.learner.dtype, str(run.folder / "engine")
-    made = make_engine(config.engine, config.model, chat, dtype=dtype, shared=shared, arguments=config.engine_args)
+    rank, arguments = config.learner.lora_rank, config.engine_args
+    made = make_engine(
+        config.engine, config.model, chat, dtype=dtype, shared=shared, lora_rank=rank, arguments=arguments
+    )
     with closing(made) as engine:
         if engine.context < config.sampling.context_tokens:
             asked = config.sampling.context_tokens

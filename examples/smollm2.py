@@ -59,13 +59,16 @@ def model_folder(folder: Path) -> Path:
 parser = argparse.ArgumentParser()
 parser.add_argument("--engine", default="hf")
 parser.add_argument("--out", type=Path, default=Path("runs/smollm2"))
-parser.add_argument("--tasks", type=int, default=8, help="to evaluate on")
+parser.add_argument("--tasks", type=int, default=8, help="to evaluate on; 0 skips that")
+parser.add_argument("--untaught", action="store_true", help="begin with the model as it is")
 parser.add_argument("settings", nargs="*", help="key=value")
 arguments = parser.parse_args()
 
 
 def taught(folder: Path, bars: Bars) -> Path:
     """The model after a few traces, as a plain folder: both engines begin with these weights."""
+    if arguments.untaught:
+        return model_folder(folder / "model")
     if not (folder / "start").exists():
         model = model_folder(folder / "model")
         run = launch(resolve({**preset("sft", str(model)), **EASY, **TRACES, "learner": ADAPTER}), folder / "sft", bars)
@@ -81,15 +84,16 @@ with Bars() as bars:
 print(train_table(run))
 for line in run.metrics():
     print(f"step {line['step']}: the engine and the learner are {line['sampler_gap_nats']:.2g} nats apart at most")
-report = evaluate(
-    "retort/Shell-v0",
-    str(run.checkpoints()[-1]),
-    limit=arguments.tasks,
-    turn_tokens=48,
-    context_tokens=1024,
-    concurrency=8,
-    env_args=EASY["env_args"],
-    # A server goes on with the last weights of the run and says so: the checkpoint is played here.
-    model_args={"engine": here} | ({"dtype": "float32"} if here == "vllm" else {}),
-)
-print(report_table(report, f"{run.checkpoints()[-1]} on retort/Shell-v0"))
+if arguments.tasks:
+    report = evaluate(
+        "retort/Shell-v0",
+        str(run.checkpoints()[-1]),
+        limit=arguments.tasks,
+        turn_tokens=48,
+        context_tokens=1024,
+        concurrency=8,
+        env_args=EASY["env_args"],
+        # A server goes on with the last weights of the run and says so: the checkpoint is played here.
+        model_args={"engine": here} | ({"dtype": "float32"} if here == "vllm" else {}),
+    )
+    print(report_table(report, f"{run.checkpoints()[-1]} on retort/Shell-v0"))

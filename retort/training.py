@@ -165,10 +165,12 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     context_tokens: Annotated[int | None, typer.Option(min=8, help="Of a conversation; by default all.")] = None,
+    lora_rank: Annotated[int, typer.Option(min=0, help="Take adapters up to this rank apart; 0 takes none.")] = 0,
     python: Annotated[str, typer.Option(help="The interpreter that has vLLM.")] = sys.executable,
     folder: Annotated[
         Path | None, typer.Option(help="Where a copy goes, if one is needed; by default runs/serve/PORT.")
     ] = None,
+    extra: Annotated[list[str] | None, typer.Argument(help="After --: more arguments for vLLM's server.")] = None,
 ) -> None:
     """Start a vLLM server that can be trained with: --engine vllm:http://127.0.0.1:PORT."""
     loading("torch and transformers")
@@ -177,8 +179,8 @@ def serve(
 
     served = servable(model, Chat.load(model), folder or Path("runs/serve", str(port)), dtype)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    arguments, environment = command(served, port, dtype=dtype, name=name, context=context_tokens)
-    os.execvpe(python, [python, "-m", *arguments], {**os.environ, **environment})
+    arguments, environment = command(served, port, dtype=dtype, name=name, context=context_tokens, lora_rank=lora_rank)
+    os.execvpe(python, [python, "-m", *arguments, *(extra or ())], {**os.environ, **environment})
 
 
 def demo(seed: Seed = 0, out: Path = Path("runs/demo"), settings: Settings = None) -> None:

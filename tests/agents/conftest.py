@@ -1,12 +1,23 @@
-"""A tiny model with its tokenizer, and a deterministic environment whose faults can be chosen."""
+"""A tiny model with its tokenizer, a deterministic environment whose faults can be chosen, and a real vLLM server."""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from retort.agents import tiny
@@ -101,3 +112,211 @@ def model(folder: Path) -> Any:
 def policy_of(model: Any, chat: Chat) -> Callable[..., HFPolicy]:
     """Makes policies of the tiny model."""
     return partial(HFPolicy, model, chat, name="tiny")
+
+
+# What stands in for NCCL where there is no GPU, in the server and in the learner: the store of the same group carries
+# the tensors. Everything else is vLLM's own.
+STORE = """
+import torch
+
+
+class Store:
+    def __init__(self, group, device):
+        self.group = group
+
+    def broadcast(self, tensor, src, stream):
+        told = self.group.broadcast_obj(tensor.numpy() if self.group.rank == src else None, src)
+        if self.group.rank != src:
+            tensor.copy_(torch.from_numpy(told))
+
+    def destroy(self):
+        self.group = None
+
+
+def put():
+    from vllm.distributed.device_communicators import pynccl
+
+    pynccl.PyNcclCommunicator = Store
+    torch.accelerator.current_device_index = lambda: 0
+    torch.cuda.current_stream = lambda *_: None
+"""
+
+
+class Served:
+    """A server in processes of its own, started as the documentation says. It takes its time to be there: `wait`."""
+
+    def __init__(self, python: str, folder: Path, place: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.plugin, self._log = f"http://127.0.0.1:{port}", place / "plugin", place / "log.txt"
+        told = self.plugin / "retort_store-0.dist-info"
+        told.mkdir(parents=True)
+        (self.plugin / "retort_store.py").write_text(STORE)
+        (told / "METADATA").write_text("Metadata-Version: 2.1\nName: retort_store\nVersion: 0\n")
+        (told / "entry_points.txt").write_text("[vllm.general_plugins]\nstore = retort_store:put\n")
+        self._command = [python, "-m", "retort", "serve", str(folder), "--port", str(port), "--context-tokens", "1024"]
+        self._command += ["--lora-rank", "4", "--", "--weight-transfer-config", '{"backend": "nccl"}']
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begins to start it."""
+        mine = {"OMP_NUM_THREADS": "1", "TMPDIR": str(self._log.parent), "PYTHONPATH": str(self.plugin)}
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._command, env={**os.environ, **mine}, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        limit = time.monotonic() + 400
+        while not self.healthy():
+            assert self._process is not None
+            assert self._process.poll() is None, self._log.read_text()[-4000:]
+            assert time.monotonic() < limit, self._log.read_text()[-4000:]
+            time.sleep(0.5)
+
+    def healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """As a machine that goes down: at once, and with all its processes and what they shared."""
+        assert self._process is not None
+        shared = self._shared()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for path in shared:
+            path.unlink(missing_ok=True)
+
+    def _shared(self) -> set[Path]:
+        """Files in memory that its processes have mapped: nobody removes them for processes that were killed."""
+        assert self._process is not None
+        found = set()
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with suppress(OSError):
+                if os.getpgid(int(maps.parent.name)) == self._process.pid:
+                    found |= set(re.findall(r"/dev/shm/\S+$", maps.read_text(), re.MULTILINE))
+        return set(map(Path, found))
+
+    def stop(self) -> None:
+        assert self._process is not None
+        shared = self._shared()
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait(20)
+        self.kill()
+        for path in shared:
+            path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def server(engine_python: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One for all tests of this folder, which may still start."""
+    made = Served(engine_python, folder, tmp_path_factory.mktemp("server"))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def url(server: Served) -> str:
+    """That of the server, which is there."""
+    server.wait()
+    return server.url
+
+
+@dataclass
+class Link:
+    """A way to the real server that can be told to fail. cut: refuse everything; slow_s: before each answer."""
+
+    target: str
+    fail: list[int] = field(default_factory=list)  # statuses to answer with, in turn, instead of asking
+    refuse: Callable[[bytes], bool] = lambda body: False
+    cut: bool = False
+    slow_s: float = 0.0
+    relabel: str = ""  # what the weights are called, in place of a number
+    asked: int = 0
+    open: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@contextmanager
+def linked(target: str) -> Iterator[tuple[str, Link]]:
+    state = Link(target)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            generates = self.path.startswith("/inference")
+            with state.lock:
+                state.asked += generates
+                state.open += generates
+                state.most = max(state.most, state.open)
+                status = state.fail.pop(0) if state.fail and generates else 0
+            try:
+                if state.cut:
+                    self.close_connection = True
+                    return
+                if generates:
+                    time.sleep(state.slow_s)
+                if status or (generates and state.refuse(body)):
+                    self.answer(status or 500, b'{"error": "told to fail"}', "application/json")
+                    return
+                sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+                got = client.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
+                told = got.content
+                if state.relabel:
+                    told = re.sub(rb'("(?:weight_)?version": ?)"\d+"', rb'\1"%b"' % state.relabel.encode(), told)
+                self.answer(got.status_code, told, got.headers.get("Content-Type", "text/plain"))
+            finally:
+                with state.lock:
+                    state.open -= generates
+
+        def answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = pass_on
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        client.close()
+
+
+@pytest.fixture
+def sampled(url: str) -> Callable[[], float]:
+    """How many tokens the server has sampled so far."""
+
+    def count() -> float:
+        told = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.split()[-1]) for line in told if line.startswith("vllm:generation_tokens_total"))
+
+    return count
+
+
+@pytest.fixture
+def link() -> Callable[[str], Any]:
+    """Makes a way to a server that can be told to fail, and what tells it so."""
+    return linked

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
+from peft import LoraConfig, PeftModel, get_peft_model  # type: ignore[attr-defined, unused-ignore]
 from retort.agents import serving, tiny
 from retort.agents.base import EngineError
 from retort.agents.chat import Chat
 from retort.agents.hf import load_model
+from retort.agents.versions import Behind, Version
+from retort.algos.learner import Learner, LearnerOptions
+from retort.envs.base import UsageError
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaForCausalLM
 
@@ -100,6 +103,53 @@ def test_a_server_is_started_with_what_training_needs(tmp_path: Path, monkeypatc
     assert pairs["--served-model-name"] == "mine"
     assert {"--enable-scale-out", "--enforce-eager"} <= set(arguments) or torch.cuda.is_available()
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_a_server_that_takes_adapters_is_started_for_a_rank_that_holds_them(tmp_path: Path) -> None:
+    arguments, environment = serving.command(tmp_path, 8001, dtype="float32", lora_rank=9)
+    assert dict(pairwise(arguments))["--max-lora-rank"] == "16"
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "--enable-lora" not in serving.command(tmp_path, 8001, dtype="float32")[0]
+    assert [serving.rank_for(rank) for rank in (1, 2, 8, 512)] == [1, 8, 8, 512]
+    with pytest.raises(UsageError, match="rank 1 to 512, found 513"):
+        serving.rank_for(513)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_weights_are_held_until_a_step_moves_them(folder: Path, optimiser: Any) -> None:
+    learner = Learner(load_model(folder), LearnerOptions(optimiser=optimiser, lora_rank=2, lr=1e-7))
+    held = serving.Held(learner.model, 3)
+    with torch.no_grad():
+        logits(learner.model)
+    assert held.current()
+    for parameter in learner.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    for stepper in learner.optimisers:
+        stepper.step()
+    assert not held.current()
+
+
+def test_an_adapter_alone_is_what_peft_reads(adapted: Any, folder: Path, tmp_path: Path) -> None:
+    place = serving.save_adapter(adapted, tmp_path / "adapter")
+    assert sorted(path.name for path in place.glob("adapter_*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert torch.allclose(logits(PeftModel.from_pretrained(load_model(folder), place).eval()), logits(adapted))
+    assert not list(tmp_path.glob(".*"))
+    plain = serving.save_served(adapted, Chat.load(folder), tmp_path / "below", merged=False)
+    assert torch.allclose(logits(load_model(plain)), logits(load_model(folder)))
+
+
+def test_a_version_is_written_once_and_not_after_the_learner_moved_on(adapted: Any, chat: Chat, tmp_path: Path) -> None:
+    for number in (1, 2):
+        version = Version(adapted, number, chat, tmp_path)
+        assert version.adapter() == version.adapter() == tmp_path / "adapter"
+        assert (tmp_path / "adapter").resolve().name == f"adapter-{number}"
+    version.tidy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "adapter-2"]
+    with torch.no_grad():
+        next(item for item in adapted.parameters() if item.requires_grad).add_(1e-6)
+    version.adapter()  # is there already
+    with pytest.raises(Behind):
+        version.whole()
 
 
 def test_the_tiny_model_fits_what_vllm_takes() -> None:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import os
-import re
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +27,8 @@ from retort.agents.scoring import score_tokens
 from retort.agents.teacher_http import TeacherServer
 from retort.agents.teachers import Pool
 from retort.agents.teaching import TeacherSpec
-from retort.agents.vllm_http import Serving, VLLMServers, _same
+from retort.agents.vllm_http import VLLMServers
+from retort.agents.vllm_server import Serving, same
 from retort.algos.config import preset, resolve
 from retort.algos.runs import Run
 from retort.algos.train import train
@@ -43,121 +37,6 @@ from retort.envs.base import UsageError
 NATS = 1e-3
 WORDS = ["say 3 and then done", "you said done my friend", "cat card.csv | wc -l > out.txt"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def url(engine_python: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One server for all of this file, started as the documentation says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [engine_python, "-m", "retort", "serve", str(folder), "--port", str(port), "--context-tokens", "1024"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    try:
-        limit = time.monotonic() + 400
-        while not _healthy(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < limit, log.read_text()[-4000:]
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
-        _killed(process.pid)
-        process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _killed(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-@dataclass
-class Link:
-    """A way to the real server that can be told to fail. cut: refuse everything; slow_s: before each answer."""
-
-    target: str
-    fail: list[int] = field(default_factory=list)  # statuses to answer with, in turn, instead of asking
-    refuse: Callable[[bytes], bool] = lambda body: False
-    cut: bool = False
-    slow_s: float = 0.0
-    relabel: str = ""  # what the weights are called, in place of a number
-    asked: int = 0
-    open: int = 0
-    most: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-@contextmanager
-def link(target: str) -> Iterator[tuple[str, Link]]:
-    state = Link(target)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            generates = self.path.startswith("/inference")
-            with state.lock:
-                state.asked += generates
-                state.open += generates
-                state.most = max(state.most, state.open)
-                status = state.fail.pop(0) if state.fail and generates else 0
-            try:
-                if state.cut:
-                    self.close_connection = True
-                    return
-                if generates:
-                    time.sleep(state.slow_s)
-                if status or (generates and state.refuse(body)):
-                    self.answer(status or 500, b'{"error": "told to fail"}', "application/json")
-                    return
-                sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-                got = httpx.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
-                told = got.content
-                if state.relabel:
-                    told = re.sub(rb'("(?:weight_)?version": ?)"\d+"', rb'\1"%b"' % state.relabel.encode(), told)
-                self.answer(got.status_code, told, got.headers.get("Content-Type", "text/plain"))
-            finally:
-                with state.lock:
-                    state.open -= generates
-
-        def answer(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = pass_on
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -252,13 +131,13 @@ def test_a_folder_without_digests_is_no_other_folders_twin(tmp_path: Path) -> No
     for folder in (one, two):
         folder.mkdir()
     card = {"id": str(one), "root": str(one)}
-    assert _same(card, str(one))
-    assert not _same(card, str(two)), "neither has weights that could be compared"
+    assert same(card, str(one))
+    assert not same(card, str(two)), "neither has weights that could be compared"
     for folder, weights in ((one, b"a"), (two, b"b")):
         (folder / "model.safetensors").write_bytes(weights)
-    assert not _same(card, str(two))
+    assert not same(card, str(two))
     (two / "model.safetensors").write_bytes(b"a")
-    assert _same(card, str(two))
+    assert same(card, str(two))
 
 
 def test_training_and_evaluation_over_http(url: str, chat: Chat, folder: Path, tmp_path: Path) -> None:
@@ -302,35 +181,42 @@ def test_sampled_and_scored_logps_are_our_own_through_ten_updates(
 
 
 def test_weights_that_change_midway_mark_each_token(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers], sampled: Callable[[], float]
 ) -> None:
-    before = copy.deepcopy(learner)
-    nudge(learner, 101)
+    before, after = copy.deepcopy(learner), learner
+    nudge(after, 101)
 
-    async def change(engine: VLLMServers, state: Link, delay_s: float) -> list[Any]:
-        prompts = [prompt(chat)] * 24
-        asked = state.asked
-        playing = asyncio.create_task(episodes(engine, prompts, Sampling(max_new_tokens=900)))
-        while state.asked < asked + len(prompts):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(delay_s)
-        await asyncio.to_thread(engine.update, learner, 101)
-        return await playing
+    async def change(engine: VLLMServers) -> list[Any]:
+        """Answers of 24 who ask again and again, while weights change, until some were under way at a change."""
+        done, over = list[Any](), asyncio.Event()
 
-    with link(url) as (near, state):
-        engine = made(near)
-        for delay_s in (0.4, 0.1, 1.5, 4.0):  # a busy machine may be done by then, or not have begun
-            engine.update(before, 100)
-            done = asyncio.run(change(engine, state, delay_s))
-            if any(set(item.versions) == {100, 101} for item in done):
+        async def keep_asking(number: int) -> None:
+            while not over.is_set():
+                sampling = Sampling(max_new_tokens=200)
+                done.append(await engine.generate(prompt(chat), sampling, episode="", seed=100 * len(done) + number))
+
+        asking = [asyncio.create_task(keep_asking(number)) for number in range(24)]
+        for version in range(101, 160):
+            begun = sampled()
+            while await asyncio.to_thread(sampled) < begun + 100:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(engine.update, after if version % 2 else before, version)
+            if any(len(set(item.versions)) > 1 for item in done):
                 break
-        else:
-            pytest.fail("no answer has tokens of both")
+        over.set()
+        await asyncio.gather(*asking)
+        return done
+
+    engine = made(url)
+    engine.update(before, 100)
+    done = asyncio.run(change(engine))
+    midway = [item for item in done if len(set(item.versions)) > 1]
+    assert midway
     start = len(prompt(chat).token_ids)
-    for item in done:
+    for item in [*midway[:24], *done[:8]]:
         ids = [*prompt(chat).token_ids, *item.token_ids]
-        at, old = np.arange(start, len(ids)), np.asarray(item.versions) == 100
-        for model, part in ((before, old), (learner, ~old)):
+        at, odd = np.arange(start, len(ids)), np.asarray(item.versions) % 2 == 1
+        for model, part in ((before, ~odd), (after, odd)):
             if part.any():
                 assert far(ours(model, ids, at)[part], np.asarray(item.logp)[part]) < NATS
 
@@ -368,7 +254,7 @@ def test_other_weights_are_refused_and_change_nothing(
 
 
 def test_what_passes_is_asked_again_and_concurrency_is_capped(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+    url: str, link: Any, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
     with link(url) as (near, state):
         engine = made(near, concurrency=3)
@@ -380,11 +266,11 @@ def test_what_passes_is_asked_again_and_concurrency_is_capped(
         assert state.most == 3
 
 
-def test_an_episode_goes_on_with_another_server_and_ends_where_none_is_left(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+def test_an_episode_goes_on_with_another_server_and_waits_where_none_is_left(
+    url: str, link: Any, chat: Chat, learner: Any, made: Callable[..., VLLMServers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with link(url) as (one, first), link(url) as (two, second):
-        engine = made(one, two, retries=1, timeout_s=60)
+        engine = made(one, two, retries=1, timeout_s=60, start_s=1)
         engine.update(learner, 1)
         first.asked = second.asked = 0
         play(engine, [prompt(chat)] * 4, Sampling(max_new_tokens=3))
@@ -400,23 +286,29 @@ def test_an_episode_goes_on_with_another_server_and_ends_where_none_is_left(
             play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
         with pytest.raises(EngineError, match="no vLLM server is left"):
             engine.update(learner, 3)
-        first.cut = second.cut = False
-        engine.update(learner, 3)  # who is back gets the weights, and plays again
-        assert [server.usable for server in engine.servers] == [True, True]
-        assert len(play(engine, [prompt(chat)] * 2, Sampling(max_new_tokens=3))) == 2
+        engine.servers[0].options = engine.servers[1].options = engine.options = replace(engine.options, start_s=300)
+        back = threading.Timer(1.0, lambda: setattr(second, "cut", False))
+        back.start()
+        (done,) = play(engine, [prompt(chat)], Sampling(max_new_tokens=3))  # who is back gets the weights first
+        assert set(done.versions) == {3}
+        assert [server.usable for server in engine.servers] == [False, True]
+        first.cut = False
+        monkeypatch.setattr("retort.agents.vllm_http.LOOK_AGAIN_S", 0.0)
+        while not engine.servers[0].usable:  # nor does it need an update while others play
+            assert set(play(engine, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions) == {3}
         second.cut = True  # and nobody has noticed yet
         engine.update(learner, 4)
         assert [server.usable for server in engine.servers] == [True, False]
 
 
 def test_a_slow_answer_is_given_up_and_costs_its_episode_alone(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+    url: str, link: Any, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
     with link(url) as (near, state):
         engine = made(near, retries=1)
         engine.update(learner, 1)
-        engine.servers[0].options = Serving(timeout_s=0.5, retries=1)
-        state.slow_s = 1.0
+        engine.servers[0].options = Serving(timeout_s=1.0, retries=1)
+        state.slow_s = 2.0
         with pytest.raises(EnvironmentFault, match="did not answer 2 times"):
             play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
         state.slow_s = 0.0
@@ -424,7 +316,7 @@ def test_a_slow_answer_is_given_up_and_costs_its_episode_alone(
 
 
 def test_a_sequence_that_no_server_scores_has_no_score(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+    url: str, link: Any, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
     with link(url) as (near, state):
         engine = made(near, retries=0)
@@ -438,8 +330,8 @@ def test_a_sequence_that_no_server_scores_has_no_score(
         assert np.isnan(over.logp).all()
 
 
-def test_a_server_that_lost_its_weights_does_not_play_on(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers]
+def test_a_server_that_lost_its_weights_gets_them_before_it_plays_on(
+    url: str, link: Any, chat: Chat, learner: Any, made: Callable[..., VLLMServers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = list(prompt(chat).token_ids)
     with link(url) as (near, state):
@@ -448,14 +340,13 @@ def test_a_server_that_lost_its_weights_does_not_play_on(
         state.relabel = "default"  # as after a restart
         done = play(engine, [prompt(chat)] * 6, Sampling(max_new_tokens=3))
         assert {version for item in done for version in item.versions} == {1}
-        assert [server.usable for server in engine.servers] == [False, True]
+        monkeypatch.setattr("retort.agents.vllm_http.TRIES", 2)
         alone = made(near)
         alone.update(learner, 2)
-        with pytest.raises(EngineError, match="no vLLM server is left"):
+        with pytest.raises(EngineError, match=r"2 times, and each time its server went: .*other weights now \(default"):
             asyncio.run(alone.score([ids], [[2]]))
         state.relabel = ""
-        alone.update(learner, 3)
-        assert play(alone, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions[0] == 3
+        assert play(alone, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions[0] == 2
 
 
 def test_a_pool_of_teachers_asks_it_beside_others(
@@ -506,7 +397,7 @@ def test_it_teaches_behind_a_card_that_says_what_it_gives(
 
 
 def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(
-    url: str, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
+    url: str, link: Any, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
     made(url).update(learner, 60)
     asked = partial(evaluate, "retort/Shell-v0", str(folder), limit=1)
@@ -519,8 +410,19 @@ def test_a_server_with_the_weights_of_a_run_is_not_evaluated_as_its_model(
         engine = VLLMServers([near], chat, name="tiny", expected=str(folder), follows=False)
         assert set(play(engine, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions) == {0}
         state.relabel = ""  # a run takes the server over
-        with pytest.raises(EngineError, match="no vLLM server is left"):
+        with pytest.raises(EngineError, match=r"holds weights 60 of a run"):
             play(engine, [prompt(chat)], Sampling(max_new_tokens=3))
+
+
+def test_a_server_that_a_killed_run_left_in_an_update_is_taken_over(
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers], folder: Path
+) -> None:
+    engine = made(url)
+    engine.update(learner, 1)
+    httpx.post(f"{url}/pause", params={"mode": "keep"}).raise_for_status()
+    again = made(url)
+    again.update(learner, 2)
+    assert set(play(again, [prompt(chat)], Sampling(max_new_tokens=3))[0].versions) == {2}
 
 
 def test_where_nobody_is_the_advice_is_how_to_start_one(chat: Chat, folder: Path) -> None:

@@ -1,18 +1,20 @@
-"""vLLM in this process against our own scorer: run by `test_vllm.py` with the interpreter that has vLLM."""
+"""vLLM in this process against our own scorer: run by `test_vllm_in_process.py` with the interpreter that has vLLM."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model  # type: ignore[attr-defined, unused-ignore]
 from retort.agents import serving
-from retort.agents.base import ContextFull, EngineError, EnvironmentFault, Finish, Prompt, Sampling
+from retort.agents.base import ContextFull, EngineError, Finish, Prompt, Sampling
 from retort.agents.chat import Chat
 from retort.agents.hf import load_model
 from retort.agents.scoring import score_tokens
@@ -251,7 +253,21 @@ def test_other_weights_are_refused_and_change_nothing(engine: VLLMPolicy, chat: 
     assert play(engine, [prompt(chat)], Sampling(max_new_tokens=6), [1]) == before
 
 
-def test_an_engine_that_failed_midway_is_made_anew(
+async def under_way(engine: VLLMPolicy, asked: Prompt, tokens: int = 60) -> list[asyncio.Task[Any]]:
+    """Four answers of which some tokens are there."""
+    sampling = Sampling(max_new_tokens=tokens)
+    tasks = [asyncio.create_task(engine.generate(asked, sampling, episode=str(seed), seed=seed)) for seed in range(4)]
+    while not any(len(item.ids) >= 3 for item in engine._asked.values()):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def distance(model: Any, asked: Prompt, done: Any) -> float:
+    ids = [*asked.token_ids, *done.token_ids]
+    return far(ours(model, ids, range(len(asked.token_ids), len(ids))), done.logp)
+
+
+def test_a_reload_that_fails_midway_makes_the_engine_anew_and_what_was_under_way_is_asked_again(
     engine: VLLMPolicy, chat: Chat, learner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(model: Any) -> Iterator[Any]:
@@ -260,29 +276,76 @@ def test_an_engine_that_failed_midway_is_made_anew(
                 raise OSError("the link went down")
             yield item
 
-    monkeypatch.setattr(engine, "_weights", breaks)
+    async def update() -> list[Any]:
+        tasks = await under_way(engine, prompt(chat), 900)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_weights", breaks)
+            engine.update(learner, 50)
+        return await asyncio.gather(*tasks)
 
-    async def under_way() -> list[Any]:
-        sampling = Sampling(max_new_tokens=900)
-        calls = [engine.generate(prompt(chat), sampling, episode=str(n), seed=n) for n in range(4)]
-        tasks = [asyncio.create_task(call) for call in calls]
-        while not any(asked.ids for asked in engine._asked.values()):
-            await asyncio.sleep(0)
-        held = len(engine._asked)
-        engine.update(learner, 50)
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert sum(isinstance(item, EnvironmentFault) for item in found) == held, found
-        return found
-
-    assert any("made anew" in str(item) for item in asyncio.run(under_way()))
-    ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=12), 3, turns=2)
-    assert far(ours(learner, ids, at), logp) < NATS
-    assert engine.version == 50
-    monkeypatch.undo()
+    done = asyncio.run(update())
+    assert any(set(item.versions) == {50} for item in done)
+    assert max(distance(learner, prompt(chat), item) for item in done if set(item.versions) == {50}) < NATS
     nudge(learner, 51)
     engine.update(learner, 51)
-    ids, at, logp = conversation(engine, chat, Sampling(max_new_tokens=12), 3, turns=2)
-    assert far(ours(learner, ids, at), logp) < NATS
+    (done,) = play(engine, [prompt(chat)], Sampling(max_new_tokens=12), [3])
+    assert distance(learner, prompt(chat), done) < NATS
+
+
+def test_a_step_that_fails_makes_the_engine_anew_and_the_same_answers_come(
+    engine: VLLMPolicy, chat: Chat, learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.update(learner, 60)
+    expected = play(engine, [prompt(chat)] * 4, Sampling(max_new_tokens=60), range(4))
+    first = engine._engine
+
+    async def fails() -> list[Any]:
+        tasks = await under_way(engine, prompt(chat))
+        monkeypatch.setattr(engine._engine, "step", raises)
+        return await asyncio.gather(*tasks)
+
+    assert [item.token_ids for item in asyncio.run(fails())] == [item.token_ids for item in expected]
+    assert engine._engine is not first
+    (told,) = asyncio.run(engine.score([prompt(chat).token_ids], [[1, 2]]))
+    assert far(told.logp, ours(learner, prompt(chat).token_ids, [1, 2])) < NATS
+
+
+def raises(*_: Any) -> Any:
+    raise OSError("the device went away")
+
+
+def test_a_learner_that_has_moved_on_brings_the_weights_of_its_next_update(
+    engine: VLLMPolicy, chat: Chat, learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.update(learner, 70)
+
+    async def moves_on() -> list[Any]:
+        tasks = await under_way(engine, prompt(chat))
+        monkeypatch.setattr(engine._engine, "step", raises)
+        nudge(learner, 71)
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in tasks)
+        engine.update(learner, 71)
+        return await asyncio.gather(*tasks)
+
+    for item in asyncio.run(moves_on()):
+        assert set(item.versions) == {71}
+        assert distance(learner, prompt(chat), item) < NATS
+
+
+def test_an_engine_that_always_fails_ends_with_its_cause(
+    engine: VLLMPolicy, chat: Chat, learner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    engine.update(learner, 80)
+    with monkeypatch.context() as patch:
+        patch.setattr("retort.agents.vllm.MENDS", 1)
+        patch.setattr(LLMEngine, "step", raises)
+        with pytest.raises(EngineError, match="vLLM failed: OSError: the device went away"):
+            play(engine, [prompt(chat)] * 2, Sampling(max_new_tokens=3), [1, 2])
+    engine.update(learner, 81)
+    assert play(engine, [prompt(chat)], Sampling(max_new_tokens=3), [1])[0].versions == (81, 81, 81)
 
 
 def test_a_second_engine_in_one_process_is_refused(engine: VLLMPolicy, folder: Path, chat: Chat) -> None:
@@ -307,3 +370,57 @@ def test_cancelled_requests_leave_the_engine(engine: VLLMPolicy, chat: Chat) -> 
 
     asyncio.run(give_up())
     assert play(engine, [prompt(chat)], Sampling(max_new_tokens=3), [1])
+
+
+# The last test: there is one engine in a process, and this one is another.
+def test_an_adapter_takes_the_place_of_the_last_one(
+    engine: VLLMPolicy, folder: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.close()
+    layout = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(load_model(folder), layout).eval()
+    arguments = {"enable_lora": True, "max_lora_rank": 8}
+    with closing(VLLMPolicy(folder, chat, name="tiny", arguments=arguments)) as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(other, "_weights", raises)  # all that may go over is the adapter
+            for version in range(1, 12):
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        if parameter.requires_grad:
+                            parameter.add_(0.1 * torch.randn_like(parameter))
+                before = play(other, [prompt(chat)], Sampling(max_new_tokens=60), [1]) if version > 1 else []
+                assert not before or distance(model, prompt(chat), before[0]) > 10 * NATS
+                other.update(model, version)
+                (done,) = play(other, [prompt(chat)], Sampling(max_new_tokens=60), [1])
+                assert distance(model, prompt(chat), done) < NATS
+            midway = asyncio.run(changed(other, chat, model))
+        assert any(set(item.versions) == {11, 12} for item in midway)
+        broken = asyncio.run(failing(other, chat))
+        assert max(distance(model, prompt(chat), item) for item in broken) < NATS
+
+
+async def changed(engine: VLLMPolicy, chat: Chat, model: Any) -> list[Any]:
+    """Answers whose adapter changes midway, each token held against the one that sampled it."""
+    before = copy.deepcopy(model)
+    tasks = await under_way(engine, prompt(chat))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    engine.update(model, 12)
+    done = await asyncio.gather(*tasks)
+    start = len(prompt(chat).token_ids)
+    for item in done:
+        ids = [*prompt(chat).token_ids, *item.token_ids]
+        for version, weights in ((11, before), (12, model)):
+            part = np.asarray(item.versions) == version
+            if part.any():
+                told = ours(weights, ids, np.arange(start, len(ids)))
+                assert far(told[part], np.asarray(item.logp)[part]) < NATS
+    return done
+
+
+async def failing(engine: VLLMPolicy, chat: Chat) -> list[Any]:
+    tasks = await under_way(engine, prompt(chat))
+    engine._engine.step = raises
+    return await asyncio.gather(*tasks)

@@ -19,8 +19,8 @@ TRACES = ["traces.tasks=8", "per_task=2"]
 SMALL = ["steps=2", "prompts=2", "group_size=2", "concurrency=4", "threads=1"]
 
 
-def ran(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
+def ran(name: str, *arguments: str, python: str = sys.executable) -> str:
+    command = [python, str(EXAMPLES / name), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
@@ -57,6 +57,23 @@ def test_an_environment_of_ones_own(tmp_path: Path) -> None:
     command += ["--json", "--limit", "9", "--turn-tokens", "8", "--out", str(tmp_path / "eval")]
     done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, check=True, timeout=250)
     assert json.loads(done.stdout)["n"] == 9
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_by_either_engine(engine_python: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """One step each from the same weights, which are unpacked once and then found."""
+    model = tmp_path / "model"
+    if pytestconfig.cache is not None:
+        model.symlink_to(pytestconfig.cache.mkdir("smollm2"))
+    small = ["prompts=1", "group_size=2", "turn_tokens=8", "steps=1", "checkpoint_every=1"]
+    for engine, python, tasks in (("hf", sys.executable, "0"), ("vllm", engine_python, "1")):
+        asked = ["--engine", engine, "--out", str(tmp_path), "--tasks", tasks, "--untaught", *small]
+        said = ran("smollm2.py", *asked, python=python)
+        (apart,) = re.findall(r"step 1: the engine and the learner are (\S+) nats apart", said)
+        assert float(apart) < 1e-3
+    assert "on retort/Shell-v0" in said.replace("\n", " ")
+    kept = [tmp_path / f"grpo-{engine}" / "checkpoints" / "step-000001" for engine in ("hf", "vllm")]
+    assert all((place / "adapter_model.safetensors").is_file() for place in kept)
 
 
 README = (EXAMPLES.parent / "README.md").read_text()
