@@ -160,7 +160,7 @@ def _teaching(folder: Path, log: Path, *arguments: str, python: str = sys.execut
 
 
 @dataclass
-class Link:
+class Wire:
     """What is done to answers on their way. flip: answers to damage; before: called at each question."""
 
     target: str
@@ -171,8 +171,8 @@ class Link:
 
 
 @contextmanager
-def _link(target: str) -> Iterator[tuple[str, Link]]:
-    state = Link(target)
+def _wire(target: str) -> Iterator[tuple[str, Wire]]:
+    state = Wire(target)
 
     class Handler(BaseHTTPRequestHandler):
         def pass_on(self) -> None:
@@ -223,6 +223,6 @@ def teaching() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def link() -> Callable[..., Any]:
+def wire() -> Callable[..., Any]:
     """A context with a way to a server, by its URL, that can be told to damage what it passes on."""
-    return _link
+    return _wire

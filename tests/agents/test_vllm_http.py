@@ -350,7 +350,7 @@ def test_a_server_that_lost_its_weights_gets_them_before_it_plays_on(
 
 
 def test_a_pool_of_teachers_asks_it_beside_others(
-    url: str, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
+    url: str, link: Any, chat: Chat, folder: Path, learner: Any, made: Callable[..., VLLMServers]
 ) -> None:
     made(url).update(learner, 1)
     ids = np.asarray(prompt(chat).token_ids)
