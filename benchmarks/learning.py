@@ -11,6 +11,7 @@ that).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -18,10 +19,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import measure
 from retort.feedback.reprompt import Reprompt
+
+if TYPE_CHECKING:
+    from retort.algos.config import TrainConfig
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -51,8 +55,9 @@ WORLDS: Mapping[str, World] = {
     "shell": World(measure.ENV, "Jobs on files, in groups of 8 episodes a task.", {}, {}, PROMPTS, GROUP),
     "reply": World(
         "retort/Reply-v0",
-        "One user, whose preferences nobody states, and one answer a request: no groups, as a deployed agent has none. "
-        "The cold start knows the ways of all users.",
+        "One user, and one answer a request: no groups, as a deployed agent has none. The student is never told what "
+        "the user prefers, but the hint on an answer that missed it says it outright. The cold start knows the ways of "
+        "all users.",
         {"max_turns": 1},
         {"max_turns": 1, "user": 9},
         16,
@@ -80,8 +85,10 @@ ARMS: Mapping[str, Arm] = {
     "grpo": Arm("grpo", "reward alone"),
     "dr_grpo": Arm("dr_grpo", "reward alone, without the two divisions", ("options.length=64",)),
     "dapo": Arm("dapo", "reward alone, groups that teach"),
-    "sdpo": Arm("sdpo", "feedback alone, a teacher that moves"),
-    "sdpo shuffled": Arm("sdpo", "the same with another task's feedback", ("feedback=shuffled",)),
+    "sdpo": Arm("sdpo", "a sibling's solution, else feedback; a teacher that moves"),
+    "sdpo feedback alone": Arm("sdpo", "feedback on failed attempts, no solutions", ("reprompt.solutions=false",)),
+    "sdpo solutions alone": Arm("sdpo", "siblings' solutions, no feedback", ("reprompt.feedback=false",)),
+    "sdpo shuffled": Arm("sdpo", "the same with another task's solutions and feedback", ("feedback=shuffled",)),
     "sdpo fixed": Arm("sdpo", "a teacher that stays", ("teacher.kind=fixed",)),
     "sdpo current": Arm("sdpo", "a teacher that is the student", ("teacher.kind=current",)),
     "sdpo trust region": Arm("sdpo", "between both", ("teacher.kind=trust_region", "teacher.rate=0.5")),
@@ -103,6 +110,12 @@ ARMS: Mapping[str, Arm] = {
     "binary reward alone": Arm("openclaw", "the verdict alone", (*HINDSIGHT, "w_opd=0.0"), "reply"),
     "hindsight shuffled": Arm(
         "openclaw", "hints on other answers", (*HINDSIGHT, "w_rl=0.0", "feedback=shuffled"), "reply"
+    ),
+    "next message alone": Arm(
+        "openclaw",
+        "what the user says next, no judge's hint",
+        (*HINDSIGHT, "w_rl=0.0", "hindsight.context=next"),
+        "reply",
     ),
     "grpo in groups of 8": Arm(
         "grpo", "reward against a group of the same size as all", ("group_size=8", "prompts=2"), "reply"
@@ -135,15 +148,31 @@ def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
         out=folder / "unseen",
     )
     keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
+    keys += [key for key in ("gap_by_turn",) if any(key in line for line in lines)]  # a list a step
     return {
         "arm": name,
         "seed": seed,
+        "config": digest(settings_of(config).encode()),
+        "cold_start": digest(Path(model, "model.safetensors").read_bytes()),
         "success": report.overall.success,
         "held_out": None if report.held_out is None else report.held_out.success,
         "liked": liked(folder / "unseen", world.liked),
         "seconds": sum(sum(line["seconds"].values()) for line in lines),
         "curves": {key: [line.get(key) for line in lines] for key in keys if key != "step"},
     }
+
+
+def settings_of(config: TrainConfig) -> str:
+    """A run's configuration in JSON, without what differs between seeds and machines."""
+    from retort.algos.config import dump
+
+    kept = {key: value for key, value in dump(config).items() if key not in ("seed", "model", "threads")}
+    return json.dumps(kept, sort_keys=True).replace(str(HERE.parent), "")
+
+
+def digest(data: bytes) -> str:
+    """The first twelve hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def liked(folder: Path, parts: tuple[str, str] | None) -> float | None:
