@@ -114,6 +114,7 @@ def credit(batch: TokenBatch, options: OpenClawOptions) -> Credit:
         weight={"behaviour": options.correction.weight(batch)},
         metrics={
             "tokens_taught": taught.sum().item() / tokens,
+            "w_opd": options.w_opd,
             "turn_reward": batch.turn_reward[batch.mask].mean().item() if batch.mask.any() else 0.0,
         },
     )

@@ -70,7 +70,7 @@ WORLDS: Mapping[str, World] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """recipe and settings; says: what the arm is there to show."""
+    """recipe ("" trains nothing) and settings; says: what the arm is there to show."""
 
     recipe: str
     says: str
@@ -82,6 +82,7 @@ class Arm:
 HINDSIGHT = (f"hindsight.template={Reprompt().feedback_template!r}", "teacher.kind=fixed")
 SOLVED = ('hint.sources=["solution"]',)
 ARMS: Mapping[str, Arm] = {
+    "cold start": Arm("", "what all arms of this world begin from"),
     "grpo": Arm("grpo", "reward alone"),
     "dr_grpo": Arm("dr_grpo", "reward alone, without the two divisions", ("options.length=64",)),
     "dapo": Arm("dapo", "reward alone, groups that teach"),
@@ -105,6 +106,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "rlsd": Arm("rlsd", "reward, its size by a teacher that knows", ("decay=20", *SOLVED)),
     "rlcsd": Arm("rlcsd", "reward, moved by right and wrong hints"),
+    "cold start of Reply": Arm("", "what all arms of this world begin from", (), "reply"),
     "reward and hindsight": Arm("openclaw", "OpenClaw: the verdict on each answer, and its hint", HINDSIGHT, "reply"),
     "hindsight alone": Arm("openclaw", "the hint alone", (*HINDSIGHT, "w_rl=0.0"), "reply"),
     "binary reward alone": Arm("openclaw", "the verdict alone", (*HINDSIGHT, "w_opd=0.0"), "reply"),
@@ -126,20 +128,12 @@ ARMS: Mapping[str, Arm] = {
 def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
     """Trains one arm with one seed, evaluates it on unseen tasks, and says what happened."""
     from retort.agents.evaluate import evaluate
-    from retort.algos.config import preset, resolve
-    from retort.algos.runs import Run
-    from retort.algos.train import train
 
     arm, world = ARMS[name], WORLDS[ARMS[name].world]
-    small = {"env": world.env, "env_args": dict(world.then), "seed": seed, "steps": STEPS, "threads": 1}
-    small |= {"prompts": world.prompts, "group_size": world.group, "store_rollouts": False}
-    config = resolve({**preset(arm.recipe, model), **small, "sampling": {"turn_tokens": 32}}, arm.settings)
-    run = Run.create_or_open(folder, config)
-    trained = train(run)
-    lines = run.metrics()
+    trained, told = trained_by(arm, seed, model, folder) if arm.recipe else (model, {"config": None, "curves": {}})
     report = evaluate(
         world.env,
-        str(trained),
+        trained,
         n=world.rollouts,
         limit=TASKS,
         turn_tokens=32,
@@ -147,16 +141,34 @@ def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
         env_args=world.then,
         out=folder / "unseen",
     )
-    keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
-    keys += [key for key in ("gap_by_turn",) if any(key in line for line in lines)]  # a list a step
     return {
         "arm": name,
         "seed": seed,
-        "config": digest(settings_of(config).encode()),
         "cold_start": digest(Path(model, "model.safetensors").read_bytes()),
         "success": report.overall.success,
         "held_out": None if report.held_out is None else report.held_out.success,
         "liked": liked(folder / "unseen", world.liked),
+        **told,
+    }
+
+
+def trained_by(arm: Arm, seed: int, model: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The model that the arm ends with, and what its line tells of the way there."""
+    from retort.algos.config import preset, resolve
+    from retort.algos.runs import Run
+    from retort.algos.train import train
+
+    world = WORLDS[arm.world]
+    small = {"env": world.env, "env_args": dict(world.then), "seed": seed, "steps": STEPS, "threads": 1}
+    small |= {"prompts": world.prompts, "group_size": world.group, "store_rollouts": False}
+    config = resolve({**preset(arm.recipe, model), **small, "sampling": {"turn_tokens": 32}}, arm.settings)
+    run = Run.create_or_open(folder, config)
+    trained = train(run)
+    lines = run.metrics()
+    keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
+    keys += [key for key in ("gap_by_turn",) if any(key in line for line in lines)]  # a list a step
+    return str(trained), {
+        "config": digest(settings_of(config).encode()),
         "seconds": sum(sum(line["seconds"].values()) for line in lines),
         "curves": {key: [line.get(key) for line in lines] for key in keys if key != "step"},
     }
