@@ -319,7 +319,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         there, back = Path(folder) / "asked.pt", Path(folder) / "answers.pt"
         torch.save([(CHECKS[name].peer, given, list(CHECKS[name].slopes)) for name, _, given in asked], there)
-        worker = [peers_python(args.venv), str(HERE / "conformance_peers.py"), str(there), str(back)]
+        # Without this folder on its path, where code.py would hide the standard library's.
+        worker = [peers_python(args.venv), "-P", str(HERE / "conformance_peers.py"), str(there), str(back)]
         subprocess.run(worker, check=True)
         theirs = torch.load(back)
     worst: dict[tuple[str, torch.dtype], list[float]] = {}

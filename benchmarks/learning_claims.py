@@ -129,8 +129,7 @@ CLAIMS = (
     ),
     Claim(
         "OPSD without its clip against with it", "opsd unclipped", "opsd", final,
-        "OPSD's clip is what it falls by here: without it, and with no reward either, it learns.",
-        "OPSD needs its clip.",
+        "OPSD is better without its clip.", "OPSD is worse without its clip.",
     ),
     Claim(
         "OPSD by KL(S||T) against SDPO with a fixed teacher", "opsd reverse", "sdpo fixed", final,
