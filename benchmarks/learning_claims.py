@@ -307,11 +307,26 @@ def findings(lines: Sequence[Line], found: Sequence[Found]) -> Iterator[str]:
             f"- Of what `sdpo`'s teacher reads, {statistics.fmean(shares):.0%} is feedback on a failed attempt and the "
             f"rest a sibling's solution ({len(shares)} seeds that logged it)."
         )
+    halves = []
+    for name in ("reward and hindsight", "hindsight alone", "binary reward alone", "grpo in groups of 8"):
+        if counts := [half_way(line) for line in lines if line["arm"] == name]:
+            halves.append(f"{statistics.fmean(counts):.0f} (`{name}`)")
+    if halves:
+        yield f"- Half of the way to where it ends takes {', '.join(halves)} answers in Reply."
     start = [final(line) for line in lines if line["arm"] == "cold start of Reply"]
     for name in ("binary reward alone", "hindsight alone", "reward and hindsight") if start else ():
         ends = [final(line) for line in lines if line["arm"] == name]
         above = sum(end > max(start) for end in ends)
         yield f"- {above} of {len(ends)} seeds of `{name}` end above every evaluation of the cold start."
+
+
+def half_way(line: Line, window: int = 5) -> float:
+    """Episodes until the mean success of the last `window` steps is half of the way from its first to its last."""
+    curve, episodes = line["curves"]["success"], line["curves"]["episodes"]
+    means = [statistics.fmean(curve[end - window : end]) for end in range(window, len(curve) + 1)]
+    middle = (means[0] + means[-1]) / 2
+    reached = next(place for place, mean in enumerate(means) if (mean >= middle) == (means[-1] >= middle))
+    return float(sum(episodes[: reached + window]))
 
 
 def feedback_share(line: Line) -> float | None:

@@ -63,3 +63,9 @@ def test_views_of_feedback_are_those_of_groups_without_a_success() -> None:
     curves = {"groups_all_failed": [0.5, 0.0], "episodes": [8, 8], "rows_without_teacher": [0, 2]}
     assert claims.feedback_share({"curves": curves}) == pytest.approx(4 / 14)
     assert claims.feedback_share({"curves": {}}) is None
+
+
+def test_half_of_the_way_by_hand() -> None:
+    """Means of two: 0, 0.1, 0.4, 0.7, 0.8; the third is the first of 0.4 or more, after four steps of ten episodes."""
+    curves = {"success": [0.0, 0.0, 0.2, 0.6, 0.8, 0.8], "episodes": [10] * 6}
+    assert claims.half_way({"curves": curves}, window=2) == 40
