@@ -115,7 +115,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "next message alone": Arm(
         "openclaw",
-        "what the user says next, no judge's hint",
+        "what the user says next, thanks included, no judge's hint",
         (*HINDSIGHT, "w_rl=0.0", "hindsight.context=next"),
         "reply",
     ),

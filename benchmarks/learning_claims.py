@@ -180,8 +180,8 @@ CLAIMS = (
     ),
     Claim(
         "the user's next message against a judge's hint", "next message alone", "hindsight alone", final,
-        "The user's own words teach more than hints drawn from them.",
-        "The user's own words teach less than a judge's hints.",
+        "The user's next message, thanks included, teaches more than a judge's hints.",
+        "The user's next message, thanks included, teaches less than a judge's hints.",
     ),
     Claim(
         "both without a group against a group of 8", "reward and hindsight", "grpo in groups of 8", final,
