@@ -9,7 +9,9 @@ arXiv:2603.10165, and its authors' code.
 
 Changed: turns of one episode stay in one row, each with its own reward and view; a token whose teacher did not speak
 gets no distillation, where the authors fill in 0.0; the judge is the environment's own rules, or the policy itself
-(`judge="self"`), not a second model. `hindsight.context="next"` shows the next state itself and no hint. Left out: the
+(`judge="self"`), not a second model. The authors ask for the turn's score and for the hint apart, each with votes of
+its own; here one vote has both, so that a hint is a vote for itself, save where that vote calls the turn right: such a
+turn has no teacher from it. `hindsight.context="next"` shows the next state itself and no hint. Left out: the
 variant over the teacher's top entries.
 """
 
@@ -84,7 +86,7 @@ JUDGES: Mapping[str, Callable[[OpenClawOptions, Policy, Chat, int], Judge]] = {"
 def judging(options: OpenClawOptions) -> Judging:
     """Puts the majority's score in the place of each turn's reward, and the chosen hint beside it.
 
-    A hint is worth showing whatever the turn itself was worth: that a vote has one makes it a vote for the hint.
+    A vote that has a hint is a vote for that hint, unless it calls the turn right: that would be praise.
     """
 
     def judge(trajectories: Sequence[Trajectory], policy: Policy, chat: Chat, seed: int) -> list[Trajectory]:
@@ -93,7 +95,7 @@ def judging(options: OpenClawOptions) -> Judging:
             with_judgement(
                 trajectory,
                 [float(majority(votes)) for votes in told],
-                [choose_hint([Vote(1, vote.hint) for vote in votes if vote.hint]) for votes in told],
+                [choose_hint([Vote(1, vote.hint) for vote in votes if vote.score < 1]) for votes in told],
             )
             for trajectory, told in zip(trajectories, found, strict=True)
         ]
@@ -112,6 +114,7 @@ def credit(batch: TokenBatch, options: OpenClawOptions) -> Credit:
         weight={"behaviour": options.correction.weight(batch)},
         metrics={
             "tokens_taught": taught.sum().item() / tokens,
+            "w_opd": options.w_opd,
             "turn_reward": batch.turn_reward[batch.mask].mean().item() if batch.mask.any() else 0.0,
         },
     )

@@ -84,7 +84,7 @@ def _by_group(line: Line) -> bool:
 
 def _by_teacher(line: Line) -> bool:
     weights = [line[name] for term in ("distil", "sdar", "contrast") if (name := f"weight_{term}") in line]
-    return all(weights) and line.get("mix", 1) != 0
+    return all(weights) and line.get("mix", 1) != 0 and line.get("w_opd", 1) != 0
 
 
 SYMPTOMS = (

@@ -11,6 +11,7 @@ that).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -18,10 +19,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import measure
 from retort.feedback.reprompt import Reprompt
+
+if TYPE_CHECKING:
+    from retort.algos.config import TrainConfig
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -51,8 +55,9 @@ WORLDS: Mapping[str, World] = {
     "shell": World(measure.ENV, "Jobs on files, in groups of 8 episodes a task.", {}, {}, PROMPTS, GROUP),
     "reply": World(
         "retort/Reply-v0",
-        "One user, whose preferences nobody states, and one answer a request: no groups, as a deployed agent has none. "
-        "The cold start knows the ways of all users.",
+        "One user, and one answer a request: no groups, as a deployed agent has none. The student is never told what "
+        "the user prefers, but the hint on an answer that missed it says it outright. The cold start knows the ways of "
+        "all users.",
         {"max_turns": 1},
         {"max_turns": 1, "user": 9},
         16,
@@ -65,7 +70,7 @@ WORLDS: Mapping[str, World] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """recipe and settings; says: what the arm is there to show."""
+    """recipe ("" trains nothing) and settings; says: what the arm is there to show."""
 
     recipe: str
     says: str
@@ -77,11 +82,14 @@ class Arm:
 HINDSIGHT = (f"hindsight.template={Reprompt().feedback_template!r}", "teacher.kind=fixed")
 SOLVED = ('hint.sources=["solution"]',)
 ARMS: Mapping[str, Arm] = {
+    "cold start": Arm("", "what all arms of this world begin from"),
     "grpo": Arm("grpo", "reward alone"),
     "dr_grpo": Arm("dr_grpo", "reward alone, without the two divisions", ("options.length=64",)),
     "dapo": Arm("dapo", "reward alone, groups that teach"),
-    "sdpo": Arm("sdpo", "feedback alone, a teacher that moves"),
-    "sdpo shuffled": Arm("sdpo", "the same with another task's feedback", ("feedback=shuffled",)),
+    "sdpo": Arm("sdpo", "a sibling's solution, else feedback; a teacher that moves"),
+    "sdpo feedback alone": Arm("sdpo", "feedback on failed attempts, no solutions", ("reprompt.solutions=false",)),
+    "sdpo solutions alone": Arm("sdpo", "siblings' solutions, no feedback", ("reprompt.feedback=false",)),
+    "sdpo shuffled": Arm("sdpo", "the same with another task's solutions and feedback", ("feedback=shuffled",)),
     "sdpo fixed": Arm("sdpo", "a teacher that stays", ("teacher.kind=fixed",)),
     "sdpo current": Arm("sdpo", "a teacher that is the student", ("teacher.kind=current",)),
     "sdpo trust region": Arm("sdpo", "between both", ("teacher.kind=trust_region", "teacher.rate=0.5")),
@@ -98,11 +106,18 @@ ARMS: Mapping[str, Arm] = {
     ),
     "rlsd": Arm("rlsd", "reward, its size by a teacher that knows", ("decay=20", *SOLVED)),
     "rlcsd": Arm("rlcsd", "reward, moved by right and wrong hints"),
+    "cold start of Reply": Arm("", "what all arms of this world begin from", (), "reply"),
     "reward and hindsight": Arm("openclaw", "OpenClaw: the verdict on each answer, and its hint", HINDSIGHT, "reply"),
     "hindsight alone": Arm("openclaw", "the hint alone", (*HINDSIGHT, "w_rl=0.0"), "reply"),
     "binary reward alone": Arm("openclaw", "the verdict alone", (*HINDSIGHT, "w_opd=0.0"), "reply"),
     "hindsight shuffled": Arm(
         "openclaw", "hints on other answers", (*HINDSIGHT, "w_rl=0.0", "feedback=shuffled"), "reply"
+    ),
+    "next message alone": Arm(
+        "openclaw",
+        "what the user says next, thanks included, no judge's hint",
+        (*HINDSIGHT, "w_rl=0.0", "hindsight.context=next"),
+        "reply",
     ),
     "grpo in groups of 8": Arm(
         "grpo", "reward against a group of the same size as all", ("group_size=8", "prompts=2"), "reply"
@@ -113,20 +128,12 @@ ARMS: Mapping[str, Arm] = {
 def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
     """Trains one arm with one seed, evaluates it on unseen tasks, and says what happened."""
     from retort.agents.evaluate import evaluate
-    from retort.algos.config import preset, resolve
-    from retort.algos.runs import Run
-    from retort.algos.train import train
 
     arm, world = ARMS[name], WORLDS[ARMS[name].world]
-    small = {"env": world.env, "env_args": dict(world.then), "seed": seed, "steps": STEPS, "threads": 1}
-    small |= {"prompts": world.prompts, "group_size": world.group, "store_rollouts": False}
-    config = resolve({**preset(arm.recipe, model), **small, "sampling": {"turn_tokens": 32}}, arm.settings)
-    run = Run.create_or_open(folder, config)
-    trained = train(run)
-    lines = run.metrics()
+    trained, told = trained_by(arm, seed, model, folder) if arm.recipe else (model, {"config": None, "curves": {}})
     report = evaluate(
         world.env,
-        str(trained),
+        trained,
         n=world.rollouts,
         limit=TASKS,
         turn_tokens=32,
@@ -134,16 +141,50 @@ def play(name: str, seed: int, model: str, folder: Path) -> dict[str, Any]:
         env_args=world.then,
         out=folder / "unseen",
     )
-    keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
     return {
         "arm": name,
         "seed": seed,
+        "cold_start": digest(Path(model, "model.safetensors").read_bytes()),
         "success": report.overall.success,
         "held_out": None if report.held_out is None else report.held_out.success,
         "liked": liked(folder / "unseen", world.liked),
+        **told,
+    }
+
+
+def trained_by(arm: Arm, seed: int, model: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The model that the arm ends with, and what its line tells of the way there."""
+    from retort.algos.config import preset, resolve
+    from retort.algos.runs import Run
+    from retort.algos.train import train
+
+    world = WORLDS[arm.world]
+    small = {"env": world.env, "env_args": dict(world.then), "seed": seed, "steps": STEPS, "threads": 1}
+    small |= {"prompts": world.prompts, "group_size": world.group, "store_rollouts": False}
+    config = resolve({**preset(arm.recipe, model), **small, "sampling": {"turn_tokens": 32}}, arm.settings)
+    run = Run.create_or_open(folder, config)
+    trained = train(run)
+    lines = run.metrics()
+    keys = sorted({key for line in lines for key, value in line.items() if isinstance(value, float | int)})
+    keys += [key for key in ("gap_by_turn",) if any(key in line for line in lines)]  # a list a step
+    return str(trained), {
+        "config": digest(settings_of(config).encode()),
         "seconds": sum(sum(line["seconds"].values()) for line in lines),
         "curves": {key: [line.get(key) for line in lines] for key in keys if key != "step"},
     }
+
+
+def settings_of(config: TrainConfig) -> str:
+    """A run's configuration in JSON, without what differs between seeds and machines."""
+    from retort.algos.config import dump
+
+    kept = {key: value for key, value in dump(config).items() if key not in ("seed", "model", "threads")}
+    return json.dumps(kept, sort_keys=True).replace(str(HERE.parent), "")
+
+
+def digest(data: bytes) -> str:
+    """The first twelve hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def liked(folder: Path, parts: tuple[str, str] | None) -> float | None:

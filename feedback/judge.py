@@ -51,7 +51,8 @@ def by_rules(trajectories: Sequence[Trajectory]) -> list[list[list[Vote]]]:
     """For environments with a verifier: one vote a turn, by its reward, or by the outcome for the last one. A turn that
     a user speaks of is right where it was rewarded and wrong else.
 
-    The hint is what the environment answered to that turn beside what it showed.
+    The hint is what the environment answered to that turn beside what it showed; a turn that was right has none, since
+    what is said of it is praise and not advice.
     """
     return [[_ruled(trajectory, turn) for turn in range(len(trajectory.turns))] for trajectory in trajectories]
 
@@ -65,6 +66,8 @@ def _ruled(trajectory: Trajectory, number: int) -> list[Vote]:
         score = 1 if turn.reward > 0 else -1
     else:
         score = (turn.reward > 0) - (turn.reward < 0)
+    if score > 0:
+        return [Vote(score)]
     hint = "\n".join(item.text for item in turn.feedback if item.source in TAUGHT and not item.visible)
     return [Vote(score, hint or "\n".join(replies))]
 

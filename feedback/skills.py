@@ -8,7 +8,9 @@ A library is a folder of Markdown files, one skill each:
 
 Beside it a run distils skills of its own: for each family of tasks the shortest episode that succeeded. Four ways to
 pick: "keyword" (most words in common with the task), "ucb" (success of the episodes that a skill was shown for, plus a
-bonus for what was shown little), "full" (all), "random" (seeded by the task and the number of the update).
+bonus for what was shown little), "full" (all), "random" (seeded by the task and the number of the update). "ucb" does
+not look at the task, and what it counts is the success of students, none of whom read the skill: only the teacher does.
+So it tells easy tasks from hard ones as much as good skills from bad.
 Source: SDAR 2026, arXiv:2605.15155, its retrieved skills.
 """
 

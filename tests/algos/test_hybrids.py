@@ -249,6 +249,7 @@ def test_openclaw_learns_from_each_turns_own_reward(hand):
     leaf = torch.zeros(2, 3, requires_grad=True)
     value = of(openclaw, batch, hand, leaf)
     torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], -torch.tensor([[0, 1, -0.75], [0, 0, 0]]) / 3)
+    assert openclaw.RECIPE.credit(batch, openclaw.OpenClawOptions(w_opd=0.25)).metrics["w_opd"] == 0.25
 
 
 # All

@@ -92,6 +92,8 @@ def test_each_failure_is_said_once_when_it_sets_in(
         {"groups_of_equal_reward": 1.0, "weight_policy": 0.0},  # nothing hangs on the groups
         {"gap_won": -1.0, "weight_distil": 0.0},  # nobody listens to the teacher
         {"gap_won": -1.0, "mix": 0.0},
+        {"gap_won": -1.0, "w_opd": 0.0},
+        {"gap_lost": None},  # it spoke of won episodes alone
         {"gap_won": None, "gap_lost": -1.0},  # nothing was won
     ],
 )

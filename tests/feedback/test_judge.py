@@ -7,6 +7,7 @@ from retort.agents.chat import Chat
 from retort.agents.hf import HFPolicy, load_model
 from retort.agents.scripted import ScriptedPolicy
 from retort.agents.tiny import build
+from retort.algos import openclaw
 from retort.envs.base import Feedback, Source
 from retort.feedback.judge import ModelJudge, Vote, by_rules, read_vote, with_judgement
 
@@ -19,6 +20,12 @@ def test_rules_read_the_reward_the_outcome_and_what_was_not_shown(made) -> None:
     lost = made(["a", "b"], ["x", "y"], feedback=[SEEN, HINT])
     won = made(["a", "b"], ["x", "y"], success=True, feedback=[REPLY])
     assert by_rules([lost, won]) == [[[Vote(0)], [Vote(-1, "try ls first")]], [[Vote(-1, "too long")], [Vote(1)]]]
+
+
+def test_rules_give_no_hint_on_a_turn_that_was_right(made) -> None:
+    praise = Feedback("content right; found as preferred", Source.VERIFIER, 0, visible=False)
+    assert by_rules([made(["a"], ["x"], success=True, feedback=[praise])]) == [[[Vote(1)]]]
+    assert by_rules([made(["a"], ["x"], success=False, feedback=[praise])]) == [[[Vote(-1, praise.text)]]]
 
 
 @pytest.mark.parametrize(
@@ -72,3 +79,20 @@ def test_a_judgement_enters_the_episode(made) -> None:
     assert [turn.reward for turn in judged.turns] == [1.0, 1.0]
     assert judged.feedback == (Feedback("use ls", Source.JUDGE, 0, visible=False),)
     assert (judged.reward, judged.success) == (episode.reward, True)
+
+
+def test_openclaw_teaches_no_turn_that_every_vote_calls_right(made, chat: Chat) -> None:
+    """A hint beside +1 is praise: the teacher would read it as advice to do otherwise."""
+
+    def script(env):
+        def act(observation, turn, rng):
+            return "VOTE: 1\nHINT: it was said well" if "read:\nx" in observation else "VOTE: 0\nHINT: say much less"
+
+        return act
+
+    options = openclaw.OpenClawOptions(judge="self", votes=1)
+    judge = openclaw.judging(options)
+    episode = made(["x", "y", "z"], ["a", "b", "c"])
+    (judged,) = judge([episode], ScriptedPolicy(script, chat, name="judge"), chat, 0)
+    assert [turn.reward for turn in judged.turns] == [1.0, 0.0, 0.0]
+    assert [[item.text for item in turn.feedback] for turn in judged.turns] == [[], ["say much less"], []]
