@@ -4,7 +4,9 @@
     L = aggregate( w max(-A r, -A clip(r, 1-clip_low, 1+clip_high)) ) + kl_coef aggregate( KL )
 
 w = exp(proximal_logp - behaviour_logp), bounded, corrects for the engine that sampled (decoupled PPO, Hilton et al.
-2022, arXiv:2110.00641). Source: Shao et al. 2024, arXiv:2402.03300.
+2022, arXiv:2110.00641). proximal_logp is the learner's own before the first optimiser step of an update: with one
+(`learner.mini_batches` and `learner.epochs` at 1, as they are at first) r is 1, also under `max_staleness`, and the
+clip holds nothing. Source: Shao et al. 2024, arXiv:2402.03300.
 
 Changed: the mean runs over tokens and not over rows first (`aggregate="sequence_mean"` is the paper's); no KL by
 default, and where asked for it has the value of k3 and the gradient of k2, because the gradient of k3 is that of the

@@ -3,6 +3,7 @@
     s = exp( mean over tokens of (logp - proximal_logp) )
     L = mean over rows of  max(-A s, -A clip(s, 1 - clip_low, 1 + clip_high))
 
+The clip acts from the second optimiser step of an update on: with `learner.mini_batches` or `learner.epochs` above 1.
 Source: Zheng et al. 2025, arXiv:2507.18071. The loss stands on every token of its row with a gradient that reaches that
 token alone, s_t = sg(s) exp(logp_t - sg(logp_t)), so that the mean over tokens has the paper's value and gradient and
 token-wise credit stays possible (the paper's GSPO-token). Changed: a row here is an unbroken part of an episode, most

@@ -6,7 +6,8 @@
 
 Source: SRPO 2026, arXiv:2604.02288. Success is the environment's word and never "advantage above 0", which a group of
 equal rewards would send astray. Group statistics take in every episode, wherever it is routed. Changed: as in `sdpo`;
-tokens of an SDPO row that no view covers carry no loss and do not count. Left out: nothing that we know of.
+tokens of an SDPO row that no view covers carry no loss and do not count; of several mini-batches each gives both
+terms their shares of the whole step. Left out: nothing that we know of.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ SYMPTOMS = (
         _collapsed,
         "{now[entropy]:.3f} nats a token where there were {base[entropy]:.3f}, and {now[success]:.0%} of episodes "
         "succeed",
-        "a smaller lr, a higher upper clip (dapo, clip_high=0.28), kl_coef above 0, an alpha or beta nearer to forward "
-        "KL, or a teacher that does not move",
+        "a smaller lr, a higher upper clip (clip_high=0.28, which acts where learner.mini_batches or learner.epochs is "
+        "above 1), kl_coef above 0, an alpha or beta nearer to forward KL, or a teacher that does not move",
     ),
     Symptom(
         "entropy explosion",

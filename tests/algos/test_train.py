@@ -247,6 +247,18 @@ def resumed_at(run: Run, step: int) -> bytes:
     return weights(run)
 
 
+def test_mini_batches_and_epochs_go_on_bit_for_bit_and_let_the_clip_act(cold: Path, tmp_path: Path) -> None:
+    config = configured("grpo", cold, "steps=2", "prompts=8", "mini_batches=2", "epochs=2", "lr=0.03", "keep=9")
+    run = Run.create(tmp_path / "run", config)
+    train(run)
+    lines = run.metrics()
+    assert max(line["optimiser_steps"] for line in lines) == 4  # fewer where a mini-batch has nothing to learn from
+    assert max(line["clip_policy"] for line in lines) > 0
+    assert max(line["sampler_gap_nats"] for line in lines) < 1e-4  # what was sampled is still the proximal policy's
+    straight = weights(run), measured(run)
+    assert straight == (resumed_at(run, 1), measured(run))
+
+
 def test_a_model_with_tied_embeddings_goes_on_bit_for_bit(cold: Path, tmp_path: Path) -> None:
     tied = tmp_path / "tied"
     shutil.copytree(cold, tied)
