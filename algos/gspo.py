@@ -32,7 +32,9 @@ def loss(batch: TokenBatch, credit: Credit, student: Student, options: GSPOOptio
     """The clipped surrogate of the row's ratio."""
     ratio = sequence_ratio(student.logp, batch.proximal_logp, batch.mask)
     value = clipped(ratio, credit.advantage, **options.clips) * credit.weight["behaviour"]
-    live, at_bound = batch.mask & (credit.advantage != 0), held(ratio, credit.advantage, **options.clips)
+    # Every token of a row moves its ratio, also one without credit of its own.
+    live = batch.mask & (credit.advantage != 0).any(-1, keepdim=True)
+    at_bound = held(ratio, credit.advantage, **options.clips)
     return (Term("policy", value, batch.mask, 1.0, sequence_mean, active=live, clipped=at_bound),)
 
 

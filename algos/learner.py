@@ -148,7 +148,10 @@ class Learner:
             needed |= live(term)
         if needed[:, 0].any():
             raise ValueError("a term has a token at position 0, which nothing stands before")
-        lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
+        lengths = _ends(needed)
+        # What is averaged reaches beyond what the model reads: tokens without credit count in their row's mean.
+        counted = torch.stack([batch.mask, needed, *(term.mask for term in terms)]).any(0)
+        spans = _ends(counted)
         rows = np.flatnonzero(lengths)
         moved = {term.name: int(live(term).sum()) for term in terms}
         tallies, gap = {name: np.zeros(3) for name in moved}, 0.0
@@ -156,9 +159,9 @@ class Learner:
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
-            index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
+            index, span = torch.from_numpy(part).to(self.device), int(spans[part].max())
             found, distance = self._backward(
-                select(batch, index, width), select(credit, index, width), needed[index, :width], loss, options, counts
+                select(batch, index, span), select(credit, index, span), needed[index, :span], loss, options, counts
             )
             tallies = {name: tallies[name] + found[name] for name in tallies}
             gap = max(gap, distance)
@@ -220,10 +223,11 @@ class Learner:
     def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
         """The current weights' word on the needed tokens, and the proximal values elsewhere."""
         row, at = needed.nonzero(as_tuple=True)
+        width = int(at.max()) + 1  # Nothing after it is read.
         with self.arithmetic():
             scored = forward_positions(
                 self.model,
-                batch.tokens,
+                batch.tokens[:, :width],
                 row,
                 at,
                 ids=None if batch.support_ids is None else batch.support_ids[row, at],
@@ -276,6 +280,12 @@ class Learner:
 def live(term: Term) -> Tensor:
     """[B,T] bool: the tokens that a term depends on."""
     return term.mask if term.active is None else term.mask & term.active
+
+
+def _ends(mask: Tensor) -> Int64:
+    """[B]: one past each row's last token in `mask`, 0 where it has none."""
+    ends: Int64 = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(-1).cpu().numpy()
+    return ends
 
 
 def _clipped(term: Term) -> Tensor:
