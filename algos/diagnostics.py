@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from retort.agents.base import Int32, Int64, Trajectory
+from retort.agents.base import Int32, Int64, Trajectory, succeeded
 from retort.algos.base import Credit, TokenBatch
 from retort.algos.batch import Rows
 from retort.algos.divergences import k3
@@ -50,7 +50,7 @@ def outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
         "infrastructure_failures": len(played) - len(usable),
         "tokens": sum(lengths),
         "reward": sum(trajectory.reward for trajectory in usable) / count,
-        "success": sum(bool(trajectory.success) for trajectory in usable) / count,
+        "success": sum(map(succeeded, usable)) / count,
         "truncated": sum(trajectory.truncated for trajectory in usable) / count,
         **{f"truncated_{limit}": cuts[limit] / count for limit in LIMITS},
         "turns": len(turns) / count,
@@ -77,11 +77,6 @@ def grouped(trajectories: Iterable[Trajectory]) -> dict[int, list[Trajectory]]:
     for trajectory in trajectories:
         groups.setdefault(trajectory.group, []).append(trajectory)
     return groups
-
-
-def succeeded(trajectory: Trajectory) -> bool:
-    """The environment's word, or where it gave none, whether the reward is positive."""
-    return trajectory.reward > 0 if trajectory.success is None else trajectory.success
 
 
 def repetition(actions: Sequence[NDArray[Any]]) -> float:
