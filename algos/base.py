@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from retort.agents.chat import Chat
     from retort.feedback.base import TeacherView
 
-Support = Literal["sampled", "student", "teacher", "full"]
+Support = Literal["sampled", "student", "full"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ class Learner:
         token to learn from, skips a step and is reported.
 
         Raises:
-            ValueError: a term wants a loss at position 0.
+            ValueError: a term wants a loss at position 0, or two have one name.
         """
         batch, credit = _map(batch, lambda t: t.to(self.device)), _map(credit, lambda t: t.to(self.device))
         told, width = [], batch.tokens.shape[1]
@@ -143,6 +143,9 @@ class Learner:
         with torch.no_grad():
             terms = loss(batch, credit, batch.before, options)
         counts = {term.name: count_of(term.aggregate, term.mask) for term in terms}
+        if len(counts) < len(terms):
+            names = ", ".join(term.name for term in terms)
+            raise ValueError(f"expected terms of the loss with a name each, found {names}")
         needed = torch.zeros_like(batch.mask)
         for term in terms:
             needed |= live(term)

@@ -325,6 +325,13 @@ def test_a_term_at_position_zero_is_refused(make_model, make_batch):
         learner.update(batch, sft.credit(batch, options), loss, options)
 
 
+def test_two_terms_of_one_name_are_refused(make_model, make_batch):
+    learner, options = Learner(make_model(), LearnerOptions(device="cpu")), sft.SFTOptions()
+    batch = make_batch(learner.model)
+    with pytest.raises(ValueError, match="a name each, found nll, nll"):
+        learner.update(batch, sft.credit(batch, options), lambda *of: sft.loss(*of) * 2, options)
+
+
 def test_the_gap_is_the_farthest_scored_token(make_model, make_batch):
     model = make_model()
     batch = make_batch(model, make_model(1))
