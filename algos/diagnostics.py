@@ -113,10 +113,11 @@ def markers(texts: Iterable[str]) -> float:
     return 100 * sum(word in MARKERS for word in words) / max(len(words), 1)
 
 
-def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: TokenBatch) -> dict[str, int]:
+def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: TokenBatch) -> dict[str, float]:
     """Episodes that did not enter the batch, and rows in it that a signal passes by, by cause.
 
-    played: all episodes of the step; kept: those in the batch, after a recipe's `keep`.
+    played: all episodes of the step; kept: those in the batch, after a recipe's `keep`; `groups_kept` is their share of
+    the groups, and what is measured of a batch is measured of them alone.
     """
     usable = sum(item.usable for item in played)
     equal = torch.zeros(len(batch.group), dtype=torch.bool)
@@ -126,6 +127,7 @@ def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: To
     return {
         "dropped_infrastructure": len(played) - usable,
         "dropped_equal_reward": usable - len(kept),
+        "groups_kept": len(grouped(kept)) / max(1, len(grouped(item for item in played if item.usable))),
         "dropped_no_token": sum(not item.sampled_tokens for item in kept),
         "rows": len(batch.mask),
         "rows_equal_reward": int(equal.sum()),

@@ -57,15 +57,17 @@ def credit(batch: TokenBatch, options: SRPOOptions) -> Credit:
     entropy = torch.zeros_like(batch.behaviour_logp) if batch.teacher_entropy is None else batch.teacher_entropy[0]
     total = max(1, int(grpo.sum() + sdpo.sum()))
     share = {"grpo": grpo.sum().item() / total, "sdpo": sdpo.sum().item() / total}
+    a = advantage(batch, options)
+    live = (a != 0).any(-1).float().mean().item() if len(a) else 0.0
     return Credit(
-        advantage=advantage(batch, options),
+        advantage=a,
         weight={
             "behaviour": options.correction.weight(batch),
             "entropy": entropy_weight(entropy, sdpo, beta=options.entropy_beta),
         },
         mask={"grpo": grpo, "taught": sdpo},
         share=share,
-        metrics={"tokens_taught": share["sdpo"]},
+        metrics={"rows_live": live, "tokens_taught": share["sdpo"]},
     )
 
 

@@ -122,7 +122,8 @@ SYMPTOMS = (
         lambda now, base: now["groups_of_equal_reward"] > 0.5,
         "{now[groups_of_equal_reward]:.0%} of groups have equal rewards and teach the policy term nothing "
         "({now[groups_all_failed]:.0%} failed throughout, {now[groups_all_succeeded]:.0%} succeeded throughout)",
-        "other tasks, of the right difficulty; a larger group_size; tasks played anew (dapo); feedback for what failed "
+        "other tasks, of the right difficulty; a larger group_size; tasks played anew (dapo, or there a larger "
+        "resample); feedback for what failed "
         "(srpo)",
         tells=_by_group,
     ),
