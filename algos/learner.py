@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -99,6 +100,11 @@ class Learner:
     def vocabulary(self) -> int:
         """Entries in it, padding of the head included."""
         return int(self.model.get_output_embeddings().out_features)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read at once; where it does not say, there is no limit."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """The precision below the head; whoever scores with these weights scores within it."""

@@ -125,6 +125,9 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
             teacher, arithmetic = parts.scorer or parts.teacher, parts.learner.arithmetic
+            if parts.scorer is None:  # other programs know their own limits
+                whole, views = views, [view for view in views if len(view.token_ids) <= parts.learner.context]
+                metrics["views_too_long"] = len(whole) - len(views)
             scores = teacher_scores(recipe, config, teacher, views, batch, trajectories, arithmetic)
             batch = with_teacher(batch, views, scores, recipe.channels)
         with clock.stage("probe"):
