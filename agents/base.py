@@ -278,6 +278,13 @@ class Trajectory:
         return int(sum(int(row.mask.sum()) for row in self.rows))
 
 
+def succeeded(trajectory: Trajectory) -> bool:
+    """The environment's word. Where it gave none: a positive reward, unless the episode was cut before its end."""
+    if trajectory.success is not None:
+        return trajectory.success
+    return not trajectory.truncated and trajectory.reward > 0
+
+
 class Tokenizer(Protocol):
     """The little that chat rendering asks of a tokenizer; those of transformers have it."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from retort.agents.chat import Chat
     from retort.feedback.base import TeacherView
 
-Support = Literal["sampled", "student", "teacher", "full"]
+Support = Literal["sampled", "student", "full"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +150,14 @@ class TeacherOptions(Options):
     kind: Literal["fixed", "ema", "current", "trust_region"] = "fixed"
     rate: float = Field(default=0.05, ge=0, le=1)
     every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _all_of_it_acts(self) -> TeacherOptions:
+        moves = {"rate": ("ema", "trust_region"), "every": ("ema",)}
+        for name, kinds in moves.items():
+            if (value := getattr(self, name)) != type(self).model_fields[name].default and self.kind not in kinds:
+                raise ValueError(f"{name}={value:g} needs kind={' or '.join(kinds)}, found kind={self.kind}")
+        return self
 
 
 class Views(Protocol):

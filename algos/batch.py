@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from retort.agents.base import Int64, Row, Trajectory
+from retort.agents.base import Int64, Row, Trajectory, succeeded
 from retort.agents.scoring import Scored
 from retort.algos.base import TokenBatch
 from retort.feedback.base import TeacherView
@@ -52,7 +52,7 @@ def flatten(trajectories: Sequence[Trajectory]) -> Rows:
 def collate(trajectories: Sequence[Trajectory], rows: Rows, *, step: int = 0, vocabulary: int = 0) -> TokenBatch:
     """The batch as the rollout left it: `proximal_logp` still equals `behaviour_logp`, and no teacher has spoken.
 
-    Success is the environment's word; where it gave none, a positive reward counts as success.
+    Success is as `agents.base.succeeded` says.
     """
     size, length = len(rows.rows), max((len(row.token_ids) for row in rows.rows), default=0)
     tokens, turn = np.zeros((size, length), np.int64), np.full((size, length), -1, np.int64)
@@ -72,7 +72,7 @@ def collate(trajectories: Sequence[Trajectory], rows: Rows, *, step: int = 0, vo
             turn_reward[index, at] = rewards[row.turn[at]]
             episode[index], group[index] = number, trajectory.group
             reward[index] = trajectory.reward
-            success[index] = trajectory.reward > 0 if trajectory.success is None else trajectory.success
+            success[index] = succeeded(trajectory)
             temperature[index] = trajectory.provenance.sampling.temperature
     behaviour_logp = torch.from_numpy(behaviour)
     return TokenBatch(

@@ -2,6 +2,7 @@
 
     L = token-mean of  -sg( clip(r, low, high) ) A logp          r = exp(logp - proximal_logp)
 
+The bounds act from the second optimiser step of an update on: with `learner.mini_batches` or `learner.epochs` above 1.
 Source: MiniMax-M1 2025, arXiv:2506.13585. Both published forms are here: with `low` 0 the upper bound is `high` itself
 (the paper's, and TRL's, where about 5 is usual); `low=0.8 high=1.28` is the band that verl clips to. The default is the
 first. Changed: the denominator is that of the whole batch. Left out: nothing that we know of.

@@ -191,8 +191,25 @@ class TrainConfig(BaseModel):
     @classmethod
     def _options_of_the_recipe(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(options := data.get("options", {}), Mapping):
-            return {**data, "options": load_recipe(str(data.get("recipe"))).options.model_validate(dict(options))}
+            own = load_recipe(str(data.get("recipe"))).options
+            return {**data, "options": own.model_validate(_on_defaults(own, options))}
         return data
+
+
+def _on_defaults(options: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and in a table of which only a part is given what the recipe has there.
+
+    A teacher of another kind has nothing of the recipe's: its rate and cadence are those of its kind.
+    """
+    found = dict(given)
+    for name, value in given.items():
+        default = options.model_fields[name].default if name in options.model_fields else None
+        if not (isinstance(default, BaseModel) and isinstance(value, Mapping)):
+            continue
+        if isinstance(default, TeacherOptions) and value.get("kind", default.kind) != default.kind:
+            continue
+        found[name] = {**default.model_dump(exclude_unset=True), **value}
+    return found
 
 
 def wants(recipe: Recipe) -> dict[str, str]:

@@ -6,6 +6,7 @@
           R - 1                       beyond
     groups whose rewards are all equal are dropped, and others are played in their place
 
+The clip acts from the second optimiser step of an update on: with `learner.mini_batches` or `learner.epochs` above 1.
 Source: Yu et al. 2025, arXiv:2503.14476. Changed: other tasks are played at most `resample` times a step, after which
 the step makes do with what it has, where the authors go on until the batch is full. The penalty is off until `limit` is
 set, since it is in tokens of one's own model.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from retort.agents.base import Int32, Int64, Trajectory
+from retort.agents.base import Int32, Int64, Trajectory, succeeded
 from retort.algos.base import Credit, TokenBatch
 from retort.algos.batch import Rows
 from retort.algos.divergences import k3
@@ -50,7 +50,7 @@ def outcome(played: Sequence[Trajectory]) -> dict[str, Any]:
         "infrastructure_failures": len(played) - len(usable),
         "tokens": sum(lengths),
         "reward": sum(trajectory.reward for trajectory in usable) / count,
-        "success": sum(bool(trajectory.success) for trajectory in usable) / count,
+        "success": sum(map(succeeded, usable)) / count,
         "truncated": sum(trajectory.truncated for trajectory in usable) / count,
         **{f"truncated_{limit}": cuts[limit] / count for limit in LIMITS},
         "turns": len(turns) / count,
@@ -77,11 +77,6 @@ def grouped(trajectories: Iterable[Trajectory]) -> dict[int, list[Trajectory]]:
     for trajectory in trajectories:
         groups.setdefault(trajectory.group, []).append(trajectory)
     return groups
-
-
-def succeeded(trajectory: Trajectory) -> bool:
-    """The environment's word, or where it gave none, whether the reward is positive."""
-    return trajectory.reward > 0 if trajectory.success is None else trajectory.success
 
 
 def repetition(actions: Sequence[NDArray[Any]]) -> float:
@@ -118,10 +113,11 @@ def markers(texts: Iterable[str]) -> float:
     return 100 * sum(word in MARKERS for word in words) / max(len(words), 1)
 
 
-def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: TokenBatch) -> dict[str, int]:
+def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: TokenBatch) -> dict[str, float]:
     """Episodes that did not enter the batch, and rows in it that a signal passes by, by cause.
 
-    played: all episodes of the step; kept: those in the batch, after a recipe's `keep`.
+    played: all episodes of the step; kept: those in the batch, after a recipe's `keep`; `groups_kept` is their share of
+    the groups, and what is measured of a batch is measured of them alone.
     """
     usable = sum(item.usable for item in played)
     equal = torch.zeros(len(batch.group), dtype=torch.bool)
@@ -131,6 +127,7 @@ def left_out(played: Sequence[Trajectory], kept: Sequence[Trajectory], batch: To
     return {
         "dropped_infrastructure": len(played) - usable,
         "dropped_equal_reward": usable - len(kept),
+        "groups_kept": len(grouped(kept)) / max(1, len(grouped(item for item in played if item.usable))),
         "dropped_no_token": sum(not item.sampled_tokens for item in kept),
         "rows": len(batch.mask),
         "rows_equal_reward": int(equal.sum()),

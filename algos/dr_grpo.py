@@ -3,7 +3,8 @@
     A = R - mean_group
     L = mean over rows of  sum over tokens of l_GRPO / length        length: one constant, in tokens
 
-Source: Liu et al. 2025, arXiv:2503.20783. Changed: nothing. Left out: nothing that we know of.
+Source: Liu et al. 2025, arXiv:2503.20783. Changed: the mean is over rows, so that an episode which a
+prefix break split into two counts twice in it. Left out: nothing that we know of.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@
     L = aggregate( w max(-A r, -A clip(r, 1-clip_low, 1+clip_high)) ) + kl_coef aggregate( KL )
 
 w = exp(proximal_logp - behaviour_logp), bounded, corrects for the engine that sampled (decoupled PPO, Hilton et al.
-2022, arXiv:2110.00641). Source: Shao et al. 2024, arXiv:2402.03300.
+2022, arXiv:2110.00641). proximal_logp is the learner's own before the first optimiser step of an update: with one
+(`learner.mini_batches` and `learner.epochs` at 1, as they are at first) r is 1, also under `max_staleness`, and the
+clip holds nothing. Source: Shao et al. 2024, arXiv:2402.03300.
 
-Changed: the mean runs over tokens and not over rows first (`aggregate="sequence_mean"` is the paper's); no KL by
-default, and where asked for it has the value of k3 and the gradient of k2, because the gradient of k3 is that of the
-other divergence. Left out: dropping groups of equal rewards (their tokens carry no gradient and are not computed, but
-they stay in the denominator) and reward shaping by length.
+Changed: the mean runs over tokens and not over rows first (`aggregate="sequence_mean"` is the paper's, for episodes of
+one row: after a prefix break each row counts); no KL by default, and where asked for it has the value of k3 and the
+gradient of k2, because the gradient of k3 is that of the other divergence. Left out: dropping groups of equal rewards
+(their tokens carry no gradient and are not computed, but they stay in the denominator) and reward shaping by length.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from retort.algos.advantages import Scale, group_relative
 from retort.algos.aggregate import dr_grpo, sequence_mean, sequence_sum, token_mean
 from retort.algos.base import Aggregate, Credit, Options, Recipe, Student, Term, TokenBatch
 from retort.algos.divergences import k2, k3, straight_through
 from retort.algos.surrogates import held, importance, ppo, ratio_of
 from torch import Tensor
+
+LENGTH = 512.0  # tokens
 
 
 class Correction(Options):
@@ -34,17 +38,28 @@ class Correction(Options):
     low: float = Field(default=0.0, ge=0)
     high: float = Field(default=2.0, gt=0)
 
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Correction:
+        if self.low >= self.high:
+            raise ValueError(f"expected low below high, found {self.low:g} and {self.high:g}")
+        return self
+
     def weight(self, batch: TokenBatch) -> Tensor:
         """[B,T] weights without gradient."""
         return importance(batch.proximal_logp, batch.behaviour_logp, batch.mask, **self.model_dump())
 
 
-class RewardOptions(Options):
-    """scale, eps: of the advantage. correction: see `Correction`."""
+class CorrectedOptions(Options):
+    """correction: see `Correction`."""
+
+    correction: Correction = Correction()
+
+
+class RewardOptions(CorrectedOptions):
+    """scale, eps: of the advantage."""
 
     scale: Scale = "group"
     eps: float = Field(default=1e-6, gt=0)
-    correction: Correction = Correction()
 
 
 class Clips(Options):
@@ -64,16 +79,26 @@ class PolicyOptions(RewardOptions, Clips):
     """Of a reward against the group, through the clipped surrogate."""
 
 
-class GRPOOptions(PolicyOptions):
+class SurrogateOptions(CorrectedOptions, Clips):
     """aggregate: how tokens are averaged; length: the constant of "dr_grpo" in tokens. kl_coef: to the reference."""
 
     aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] = "token_mean"
-    length: float = Field(default=512.0, gt=0)
+    length: float = Field(default=LENGTH, gt=0)
     kl_coef: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _length_is_of_dr_grpo(self) -> SurrogateOptions:
+        if self.length != LENGTH and self.aggregate != "dr_grpo":
+            raise ValueError(f"length={self.length:g} needs aggregate=dr_grpo, found aggregate={self.aggregate}")
+        return self
 
     @property
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
+
+
+class GRPOOptions(PolicyOptions, SurrogateOptions):
+    """Both: a reward against the group, and how its surrogate is averaged."""
 
 
 def advantage(batch: TokenBatch, options: RewardOptions) -> Tensor:
@@ -105,7 +130,7 @@ def policy_term(
     return Term("policy", value, mask, weight, aggregate, active=mask & (credit.advantage != 0), clipped=at_bound)
 
 
-def loss(batch: TokenBatch, credit: Credit, student: Student, options: GRPOOptions) -> tuple[Term, ...]:
+def loss(batch: TokenBatch, credit: Credit, student: Student, options: SurrogateOptions) -> tuple[Term, ...]:
     """The surrogate, and the divergence from the reference where it is asked for.
 
     Raises:

@@ -3,6 +3,7 @@
     s = exp( mean over tokens of (logp - proximal_logp) )
     L = mean over rows of  max(-A s, -A clip(s, 1 - clip_low, 1 + clip_high))
 
+The clip acts from the second optimiser step of an update on: with `learner.mini_batches` or `learner.epochs` above 1.
 Source: Zheng et al. 2025, arXiv:2507.18071. The loss stands on every token of its row with a gradient that reaches that
 token alone, s_t = sg(s) exp(logp_t - sg(logp_t)), so that the mean over tokens has the paper's value and gradient and
 token-wise credit stays possible (the paper's GSPO-token). Changed: a row here is an unbroken part of an episode, most
@@ -31,7 +32,9 @@ def loss(batch: TokenBatch, credit: Credit, student: Student, options: GSPOOptio
     """The clipped surrogate of the row's ratio."""
     ratio = sequence_ratio(student.logp, batch.proximal_logp, batch.mask)
     value = clipped(ratio, credit.advantage, **options.clips) * credit.weight["behaviour"]
-    live, at_bound = batch.mask & (credit.advantage != 0), held(ratio, credit.advantage, **options.clips)
+    # Every token of a row moves its ratio, also one without credit of its own.
+    live = batch.mask & (credit.advantage != 0).any(-1, keepdim=True)
+    at_bound = held(ratio, credit.advantage, **options.clips)
     return (Term("policy", value, batch.mask, 1.0, sequence_mean, active=live, clipped=at_bound),)
 
 

@@ -1,17 +1,20 @@
-"""The learner: scores what the student wrote, and makes one optimiser step from the terms of a recipe.
+"""The learner: scores what the student wrote, and moves the weights by the terms of a recipe.
 
-Denominators are those of the whole batch, read from the masks of the terms before anything is computed, so that the
-split into micro-batches changes nothing. Only tokens that some term depends on are scored, and a row is read no
-further than its last one.
+An update makes one optimiser step, or one for each mini-batch that the episodes are dealt to. Proximal log-probs and
+credit are those from before the first: the ratio of current to proximal leaves 1 with the second, and only then has a
+clip anything to hold. Denominators are those of a whole mini-batch, read from the masks of the terms before anything is
+computed, so that the split into micro-batches changes nothing. Only tokens that some term depends on are scored, and
+the model reads a row no further than its last one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,6 +25,7 @@ from retort.agents.base import Int64
 from retort.agents.scoring import Scored, forward_positions, pack, score_tokens
 from retort.algos.aggregate import count_of
 from retort.algos.base import Credit, Student, Term, TokenBatch
+from retort.algos.minibatch import UpdateStats, dealt, merged
 from retort.algos.muon import Muon
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -37,8 +41,9 @@ class LearnerOptions(BaseModel):
     matrices alone. grad_clip: largest norm of the whole gradient. micro_tokens: padded tokens in one pass.
     device: "auto" takes an accelerator where there is one. dtype: of the arithmetic below the head; weights that learn
     stay float32. checkpointing: keep only what enters each layer, and compute the rest again. lora_rank: 0 trains all
-    weights; lora_alpha: None is twice the rank. warmup: steps up to lr. schedule: after that; "linear" and "cosine"
-    reach 0 at step `decay_steps`.
+    weights; lora_alpha: None is twice the rank. mini_batches: parts of a step's episodes with an optimiser step each;
+    epochs: how often a step goes through all of them. warmup: steps up to lr. schedule: after that; "linear" and
+    "cosine" reach 0 at step `decay_steps`. These count steps of the run: all mini-batches of one have one rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +61,8 @@ class LearnerOptions(BaseModel):
     checkpointing: bool = False
     lora_rank: int = Field(default=0, ge=0)
     lora_alpha: int | None = Field(default=None, gt=0)
+    mini_batches: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     warmup: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     decay_steps: int = Field(default=0, ge=0)
@@ -73,43 +80,6 @@ class LearnerOptions(BaseModel):
         left = 1 - min(1.0, (step - self.warmup) / max(1, self.decay_steps - self.warmup))
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return shapes[self.schedule]
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """What one update did.
-
-    loss: weighted sum of `terms`, each by its name. shares: of the model's tokens, those that a term depends on.
-    slopes: the norm of each weighted term's gradient for the student's log-probs. weights: of the terms. clips: of a
-    term's tokens, those that a bound of the loss holds. grad_norm: before clipping.
-    tokens: read by the model, without padding; scored: that a term depends on. gap: nats, the largest distance of a
-    scored token's log-prob from its proximal one, before the step. skipped: why no step was made, or "".
-    """
-
-    loss: float
-    terms: Mapping[str, float]
-    shares: Mapping[str, float]
-    slopes: Mapping[str, float]
-    weights: Mapping[str, float]
-    clips: Mapping[str, float]
-    grad_norm: float
-    lr: float
-    tokens: int
-    scored: int
-    micro_batches: int
-    gap: float = 0.0
-    skipped: str = ""
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """Flat, for the log."""
-        known = {f"loss_{name}": value for name, value in self.terms.items()}
-        known |= {f"tokens_{name}": value for name, value in self.shares.items()}
-        known |= {f"slope_{name}": value for name, value in self.slopes.items()}
-        known |= {f"weight_{name}": value for name, value in self.weights.items()}
-        known |= {f"clip_{name}": value for name, value in self.clips.items()}
-        rest: dict[str, float | int | str] = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, **known}
-        counts = {"tokens_read": self.tokens, "tokens_scored": self.scored, "micro_batches": self.micro_batches}
-        return {**rest, **counts, "skipped": self.skipped}
 
 
 class Learner:
@@ -130,6 +100,11 @@ class Learner:
     def vocabulary(self) -> int:
         """Entries in it, padding of the head included."""
         return int(self.model.get_output_embeddings().out_features)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read at once; where it does not say, there is no limit."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """The precision below the head; whoever scores with these weights scores within it."""
@@ -152,22 +127,40 @@ class Learner:
         with self.arithmetic():
             return score_tokens(self.model, sequences, positions, max_tokens=self.options.micro_tokens, **asked)  # type: ignore[arg-type]
 
-    def update(self, batch: TokenBatch, credit: Credit, loss: Loss, options: Any) -> UpdateStats:
-        """One optimiser step. A gradient that is not finite, or no token to learn from, skips it and is reported.
+    def update(self, batch: TokenBatch, credit: Credit, loss: Loss, options: Any, *, seed: int = 0) -> UpdateStats:
+        """One optimiser step for each mini-batch of each epoch; `seed` deals them. A gradient that is not finite, or no
+        token to learn from, skips a step and is reported.
 
         Raises:
-            ValueError: a term wants a loss at position 0.
+            ValueError: a term wants a loss at position 0, or two have one name.
         """
         batch, credit = _map(batch, lambda t: t.to(self.device)), _map(credit, lambda t: t.to(self.device))
+        told, width = [], batch.tokens.shape[1]
+        parts, epochs = self.options.mini_batches, self.options.epochs
+        for rows in dealt(batch.episode, mini_batches=parts, epochs=epochs, seed=seed):
+            part = (batch, credit) if rows is None else (select(batch, rows, width), select(credit, rows, width))
+            told.append(self._optimise(*part, loss, options))
+        stats = merged(told)
+        self.steps += not stats.skipped
+        return stats
+
+    def _optimise(self, batch: TokenBatch, credit: Credit, loss: Loss, options: Any) -> UpdateStats:
+        """One optimiser step from a whole mini-batch."""
         with torch.no_grad():
             terms = loss(batch, credit, batch.before, options)
         counts = {term.name: count_of(term.aggregate, term.mask) for term in terms}
+        if len(counts) < len(terms):
+            names = ", ".join(term.name for term in terms)
+            raise ValueError(f"expected terms of the loss with a name each, found {names}")
         needed = torch.zeros_like(batch.mask)
         for term in terms:
             needed |= live(term)
         if needed[:, 0].any():
             raise ValueError("a term has a token at position 0, which nothing stands before")
-        lengths = (needed * torch.arange(1, needed.shape[1] + 1, device=self.device)).amax(-1).cpu().numpy()
+        lengths = _ends(needed)
+        # What is averaged reaches beyond what the model reads: tokens without credit count in their row's mean.
+        counted = torch.stack([batch.mask, needed, *(term.mask for term in terms)]).any(0)
+        spans = _ends(counted)
         rows = np.flatnonzero(lengths)
         moved = {term.name: int(live(term).sum()) for term in terms}
         tallies, gap = {name: np.zeros(3) for name in moved}, 0.0
@@ -175,9 +168,9 @@ class Learner:
         self._zero()
         self.model.train(self.options.checkpointing)  # Only then are layers computed again.
         for part in micro:
-            index, width = torch.from_numpy(part).to(self.device), int(lengths[part[0]])
+            index, span = torch.from_numpy(part).to(self.device), int(spans[part].max())
             found, distance = self._backward(
-                select(batch, index, width), select(credit, index, width), needed[index, :width], loss, options, counts
+                select(batch, index, span), select(credit, index, span), needed[index, :span], loss, options, counts
             )
             tallies = {name: tallies[name] + found[name] for name in tallies}
             gap = max(gap, distance)
@@ -196,17 +189,19 @@ class Learner:
         return UpdateStats(
             loss=total,
             terms=values,
-            shares={name: count / max(1, int(batch.mask.sum())) for name, count in moved.items()},
             slopes={name: math.sqrt(tally[1]) for name, tally in tallies.items()},
             weights={term.name: term.weight for term in terms},
-            clips={t.name: tallies[t.name][2] / max(1, moved[t.name]) for t in terms if t.clipped is not None},
+            reached=moved,
+            held={term.name: float(tallies[term.name][2]) for term in terms if term.clipped is not None},
             grad_norm=norm,
             lr=rate,
+            model_tokens=int(batch.mask.sum()),
             tokens=read,
             scored=scored,
             micro_batches=len(micro),
             gap=gap,
             skipped=skipped,
+            optimiser_steps=int(not skipped),
         )
 
     def _backward(
@@ -237,10 +232,11 @@ class Learner:
     def _student(self, batch: TokenBatch, needed: Tensor) -> Student:
         """The current weights' word on the needed tokens, and the proximal values elsewhere."""
         row, at = needed.nonzero(as_tuple=True)
+        width = int(at.max()) + 1  # Nothing after it is read.
         with self.arithmetic():
             scored = forward_positions(
                 self.model,
-                batch.tokens,
+                batch.tokens[:, :width],
                 row,
                 at,
                 ids=None if batch.support_ids is None else batch.support_ids[row, at],
@@ -267,7 +263,6 @@ class Learner:
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.step()
-        self.steps += 1
 
     def _zero(self) -> None:
         for parameter in self.parameters:
@@ -294,6 +289,12 @@ class Learner:
 def live(term: Term) -> Tensor:
     """[B,T] bool: the tokens that a term depends on."""
     return term.mask if term.active is None else term.mask & term.active
+
+
+def _ends(mask: Tensor) -> Int64:
+    """[B]: one past each row's last token in `mask`, 0 where it has none."""
+    ends: Int64 = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(-1).cpu().numpy()
+    return ends
 
 
 def _clipped(term: Term) -> Tensor:

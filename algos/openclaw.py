@@ -8,11 +8,12 @@ turn. A turn that nothing came after has no reward; one without a hint has no te
 arXiv:2603.10165, and its authors' code.
 
 Changed: turns of one episode stay in one row, each with its own reward and view; a token whose teacher did not speak
-gets no distillation, where the authors fill in 0.0; the judge is the environment's own rules, or the policy itself
-(`judge="self"`), not a second model. The authors ask for the turn's score and for the hint apart, each with votes of
-its own; here one vote has both, so that a hint is a vote for itself, save where that vote calls the turn right: such a
-turn has no teacher from it. `hindsight.context="next"` shows the next state itself and no hint. Left out: the
-variant over the teacher's top entries.
+gets no distillation, where the authors fill in 0.0; a turn with neither reward nor hint moves nothing and yet counts in
+the denominator, where the authors mask a turn that nothing came after; the judge is the environment's own rules, or the
+policy itself (`judge="self"`), not a second model. The authors ask for the turn's score and for the hint apart, each
+with votes of its own; here one vote has both, so that a hint is a vote for itself, save where that vote calls the turn
+right: such a turn has no teacher from it. `hindsight.context="next"` shows the next state itself and no hint. Left out:
+the variant over the teacher's top entries.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import Tensor
 SHORTEST_HINT = 11  # characters
 
 
-class OpenClawOptions(grpo.GRPOOptions):
+class OpenClawOptions(grpo.SurrogateOptions):
     """w_rl, w_opd: weights of the two signals. judge: the environment's own "rules", or the policy "self", which is
     asked `votes` times about every turn. hindsight: what the teacher reads.
     """

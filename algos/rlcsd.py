@@ -47,14 +47,18 @@ class RLCSDOptions(grpo.PolicyOptions):
 
 
 def contrast(correct_logp: Tensor, wrong_logp: Tensor, wrong_valid: Tensor) -> Tensor:
-    """[B,T] e from correct_logp [B,T], wrong_logp [B,K,T] and wrong_valid [B,K]; 0 for rows without a wrong hint."""
+    """[B,T] e from correct_logp [B,T], wrong_logp [B,K,T] and wrong_valid, [B,K] or of each token [B,K,T].
+
+    The mean is over the wrong hints that are valid; 0 where none is.
+    """
     correct, wrong = lift(correct_logp).detach(), lift(wrong_logp).detach()
     valid = wrong_valid.bool()
-    # A row without any is masked below; zeros keep its sum finite until then.
-    some = valid | ~valid.any(-1, keepdim=True)
-    total = wrong.masked_fill(~some.unsqueeze(-1), -torch.inf).logsumexp(1)
-    mean = total - some.sum(-1, keepdim=True).log()
-    return (correct - mean).masked_fill(~valid.any(-1, keepdim=True), 0)
+    valid = valid if valid.dim() == wrong.dim() else valid.unsqueeze(-1)
+    none = ~valid.any(1)
+    # What has no valid hint is masked below; zeros keep its sum finite until then.
+    some = valid | none.unsqueeze(1)
+    mean = wrong.masked_fill(~some, -torch.inf).logsumexp(1) - some.sum(1).log()
+    return (correct - mean).masked_fill(none, 0)
 
 
 def credit(
@@ -71,8 +75,8 @@ def credit(
     """(A^ [B,T], selected [B,T] bool) from A and e, without gradient. The sign of A is never turned."""
     a = lift(advantage).detach()
     pull = (beta * mix * (lift(contrast).detach() / tau).tanh()).clamp(low, high)
-    selected = (pull.abs() > delta) & (a != 0)
-    moved = torch.where(a > 0, (a + pull).clamp(min=0), (a + pull).clamp(max=0))
+    selected = pull.abs() > delta
+    moved = torch.where(a > 0, (a + pull).clamp(min=0), (a + pull).clamp(max=0)).masked_fill(a == 0, 0)
     return torch.where(selected, moved, a), selected
 
 
@@ -81,7 +85,7 @@ def contrasted(batch: TokenBatch, options: RLCSDOptions) -> Credit:
     found = grpo.credit(batch, options)
     spoke = batch.teacher_mask  # [N,B,T], the correct hint first
     taught = batch.mask & spoke[0] & spoke[1:].any(0)
-    e = contrast(batch.teacher_logp[0], batch.teacher_logp[1:].transpose(0, 1), spoke[1:].any(-1).transpose(0, 1))
+    e = contrast(batch.teacher_logp[0], batch.teacher_logp[1:].transpose(0, 1), spoke[1:].transpose(0, 1))
     keys = ("beta", "tau", "mix", "low", "high", "delta")
     chosen = {key: getattr(options, key) for key in keys}
     a, selected = credit(found.advantage, e.masked_fill(~taught, 0), **chosen)

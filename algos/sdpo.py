@@ -9,8 +9,8 @@ arXiv:2601.20802, and its authors' code.
 
 Changed: the support is fixed by the pass before the update, where the authors take it anew each mini-batch (the same
 with one update a batch); the bucket is summed over the other entries and so is right where the authors clamp its mass
-at 1e-7; the denominator is that of the whole batch and not of each micro-batch. Left out: the sampled-token variant and
-the trust-region teacher.
+at 1e-7; the denominator is that of the whole mini-batch and not of each micro-batch; the teacher speaks once a
+step, not before each mini-batch. Left out: the sampled-token variant.
 """
 
 from __future__ import annotations

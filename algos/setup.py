@@ -80,6 +80,8 @@ def assemble(run: Run, recipe: Recipe, watch: Watch) -> Iterator[Parts]:
         folder = str(kept_init(run, texts(played, reprompt)))
     chat = Chat.load(folder)
     learner = Learner(load_model(folder), config.learner)
+    if recipe.rollouts and (asked := config.sampling.context_tokens) > learner.context:
+        raise ConfigError(f"sampling.context_tokens: the model reads {learner.context} tokens, found {asked}")
     itself = recipe.channels and config.scorer == "learner" and not config.teachers
     teacher = Teacher(learner.model, config.options.teacher) if itself else None  # type: ignore[attr-defined]
     reference = Teacher(learner.model, TeacherOptions(kind="fixed")) if config.options.needs_reference else None

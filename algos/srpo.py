@@ -6,7 +6,8 @@
 
 Source: SRPO 2026, arXiv:2604.02288. Success is the environment's word and never "advantage above 0", which a group of
 equal rewards would send astray. Group statistics take in every episode, wherever it is routed. Changed: as in `sdpo`;
-tokens of an SDPO row that no view covers carry no loss and do not count. Left out: nothing that we know of.
+tokens of an SDPO row that no view covers carry no loss and do not count; of several mini-batches each gives both
+terms their shares of the whole step. Left out: nothing that we know of.
 """
 
 from __future__ import annotations
@@ -56,15 +57,17 @@ def credit(batch: TokenBatch, options: SRPOOptions) -> Credit:
     entropy = torch.zeros_like(batch.behaviour_logp) if batch.teacher_entropy is None else batch.teacher_entropy[0]
     total = max(1, int(grpo.sum() + sdpo.sum()))
     share = {"grpo": grpo.sum().item() / total, "sdpo": sdpo.sum().item() / total}
+    a = advantage(batch, options)
+    live = (a != 0).any(-1).float().mean().item() if len(a) else 0.0
     return Credit(
-        advantage=advantage(batch, options),
+        advantage=a,
         weight={
             "behaviour": options.correction.weight(batch),
             "entropy": entropy_weight(entropy, sdpo, beta=options.entropy_beta),
         },
         mask={"grpo": grpo, "taught": sdpo},
         share=share,
-        metrics={"tokens_taught": share["sdpo"]},
+        metrics={"rows_live": live, "tokens_taught": share["sdpo"]},
     )
 
 

@@ -104,8 +104,8 @@ SYMPTOMS = (
         _collapsed,
         "{now[entropy]:.3f} nats a token where there were {base[entropy]:.3f}, and {now[success]:.0%} of episodes "
         "succeed",
-        "a smaller lr, a higher upper clip (dapo, clip_high=0.28), kl_coef above 0, an alpha or beta nearer to forward "
-        "KL, or a teacher that does not move",
+        "a smaller lr, a higher upper clip (clip_high=0.28, which acts where learner.mini_batches or learner.epochs is "
+        "above 1), kl_coef above 0, an alpha or beta nearer to forward KL, or a teacher that does not move",
     ),
     Symptom(
         "entropy explosion",
@@ -122,7 +122,8 @@ SYMPTOMS = (
         lambda now, base: now["groups_of_equal_reward"] > 0.5,
         "{now[groups_of_equal_reward]:.0%} of groups have equal rewards and teach the policy term nothing "
         "({now[groups_all_failed]:.0%} failed throughout, {now[groups_all_succeeded]:.0%} succeeded throughout)",
-        "other tasks, of the right difficulty; a larger group_size; tasks played anew (dapo); feedback for what failed "
+        "other tasks, of the right difficulty; a larger group_size; tasks played anew (dapo, or there a larger "
+        "resample); feedback for what failed "
         "(srpo)",
         tells=_by_group,
     ),

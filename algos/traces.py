@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from retort.agents.base import Origin, Row, Trajectory
+from retort.agents.base import Origin, Row, Trajectory, succeeded
 from retort.agents.chat import Chat
 from retort.feedback.reprompt import Reprompt, feedback_text, solution_text, view
 
@@ -104,9 +104,9 @@ def examples(
     pairs = [
         (item, miss)
         for item in plain
-        if item.success
+        if succeeded(item)
         for miss in groups[item.group]
-        if not miss.success and feedback_text(miss, reprompt.sources)
+        if not succeeded(miss) and feedback_text(miss, reprompt.sources)
     ]
     rng = np.random.default_rng([seed, len(plain)])
     scale = len(plain) / max(1 - options.corrected - options.followed, 1e-9)

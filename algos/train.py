@@ -34,7 +34,7 @@ from retort.algos.symptoms import DeadTermError, dead, onset
 from retort.algos.taught import teacher_scores, teacher_views, whose_word
 from retort.feedback.base import guard
 
-JUDGE = 1 << 32  # a place in the tree of seeds that no episode has
+JUDGE, DEAL = 1 << 32, (1 << 32) + 1  # places in the tree of seeds that no episode has
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _check_alive(run: Run, recipe: Recipe, lines: Sequence[dict[str, Any]]) -> N
 
 
 def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) -> dict[str, Any]:
-    """One update; returns what it measured."""
+    """One update, of as many optimiser steps as the learner is told to make; returns what it measured."""
     config, clock = run.config, Clock()
     with clock.stage("rollout"):
         played = parts.episodes(step)
@@ -125,13 +125,17 @@ def train_step(run: Run, recipe: Recipe, parts: Parts, step: int, watch: Watch) 
         with clock.stage("teacher"):
             views = teacher_views(recipe, config, parts.chat, parts.memory, trajectories, rows, step)
             teacher, arithmetic = parts.scorer or parts.teacher, parts.learner.arithmetic
+            if parts.scorer is None:  # other programs know their own limits
+                whole, views = views, [view for view in views if len(view.token_ids) <= parts.learner.context]
+                metrics["views_too_long"] = len(whole) - len(views)
             scores = teacher_scores(recipe, config, teacher, views, batch, trajectories, arithmetic)
             batch = with_teacher(batch, views, scores, recipe.channels)
         with clock.stage("probe"):
             metrics |= parts.probe(batch, rows, views)
     with clock.stage("update"):
         credit = recipe.credit(batch, config.options)
-        stats = parts.learner.update(batch, credit, recipe.loss, config.options)
+        deal = seed_of(config.seed, step, DEAL)
+        stats = parts.learner.update(batch, credit, recipe.loss, config.options, seed=deal)
     if recipe.rollouts and config.signals_every and step % config.signals_every == 0:
         with clock.stage("signals"):
             whose, by = whose_word(config, parts.scorer or parts.teacher)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pydantic import Field
-from retort.agents.base import Trajectory
+from retort.agents.base import Trajectory, succeeded
 from retort.agents.chat import Chat
 from retort.envs.base import Source
 from retort.feedback.base import TeacherView
@@ -42,9 +42,9 @@ class Contrasted(Protocol):
 def hints(index: int, source: Sequence[Trajectory], options: Contrast) -> list[str]:
     """The correct hint, then the wrong ones, none twice; empty where one half is missing."""
     others = [source[(index + step) % len(source)] for step in range(1, len(source))]
-    right = next((solution_text(other) for other in others if other.success), "")
+    right = next((solution_text(other) for other in others if succeeded(other)), "")
     right = right or hint_text(source, index % len(source), options.sources)
-    wrong = dict.fromkeys(text for other in others if other.success is False and (text := solution_text(other)))
+    wrong = dict.fromkeys(text for other in others if not succeeded(other) and (text := solution_text(other)))
     return [right, *list(wrong)[: options.wrong]] if right and wrong else []
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from retort.agents.base import Message, Origin, Trajectory
+from retort.agents.base import Message, Origin, Trajectory, succeeded
 from retort.agents.chat import Chat
 from retort.envs.base import Source
 from retort.feedback.base import TeacherView
@@ -81,11 +81,11 @@ def privileged(index: int, source: Sequence[Trajectory], options: Reprompt) -> t
     if options.solutions:
         for step in range(1, len(source)):
             sibling = source[(index + step) % len(source)]
-            if sibling.success:
+            if succeeded(sibling):
                 return options.solution_template, solution_text(sibling)
     if options.feedback:
         own = source[index % len(source)]
-        if not own.success and (text := feedback_text(own, options.sources)):
+        if not succeeded(own) and (text := feedback_text(own, options.sources)):
             return options.feedback_template, text
     return None
 
@@ -159,5 +159,5 @@ def failed_views(
     options: Reprompted,
 ) -> list[TeacherView]:
     """Views of the failed episodes alone, for methods that leave a success to its reward."""
-    failed = {row for trajectory, own in zip(group, rows, strict=True) if not trajectory.success for row in own}
+    failed = {row for trajectory, own in zip(group, rows, strict=True) if not succeeded(trajectory) for row in own}
     return [found for found in views(group, source, rows, chat, options) if found.row in failed]

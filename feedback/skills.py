@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
-from retort.agents.base import Trajectory
+from retort.agents.base import Trajectory, succeeded
 from retort.agents.chat import Chat
 from retort.envs.base import UsageError
 from retort.feedback.base import TeacherView
@@ -106,7 +106,7 @@ def distil(trajectories: Sequence[Trajectory], known: Mapping[str, Skill]) -> di
     """`known`, and for each family the shortest success among it and these episodes."""
     found = dict(known)
     for trajectory in trajectories:
-        if not trajectory.success or not trajectory.turns:
+        if not succeeded(trajectory) or not trajectory.turns:
             continue
         name, task = f"own: {trajectory.task.family or trajectory.task.key}", trajectory.turns[0].observation
         text = f"{task}\n{solution_text(trajectory)}"
@@ -167,7 +167,7 @@ class Shelf:
             for name in self._shown.get(trajectory.group, ()):
                 count = self.used.setdefault(name, [0.0, 0.0])
                 count[0] += 1
-                count[1] += bool(trajectory.success)
+                count[1] += succeeded(trajectory)
         self._shown, self.updates = {}, self.updates + 1
         if self.options.own:
             self.own = distil(trajectories, self.own)

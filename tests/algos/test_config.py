@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -16,10 +17,38 @@ from retort.envs.base import UsageError
 
 
 def test_full_keys_and_last_parts() -> None:
-    config = resolve({"recipe": "srpo"}, ["learner.lr=0.5", "rate=0.25", "steps=7", "teacher.kind=fixed"])
+    config = resolve({"recipe": "srpo"}, ["learner.lr=0.5", "rate=0.25", "steps=7", "teacher.kind=trust_region"])
     assert (config.learner.lr, config.steps) == (0.5, 7)
     assert config.options.teacher.rate == 0.25  # type: ignore[attr-defined]
-    assert config.options.teacher.kind == "fixed"  # type: ignore[attr-defined]
+    assert config.options.teacher.kind == "trust_region"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("sdpo", ["teacher.kind=fixed", "rate=0.9"], "rate=0.9 needs kind=ema or trust_region, found kind=fixed"),
+        ("rlsd", ["teacher.kind=current", "every=7"], "every=7 needs kind=ema, found kind=current"),
+        ("grpo", ["length=7"], "length=7 needs aggregate=dr_grpo, found aggregate=token_mean"),
+        ("grpo", ["correction.low=3"], "expected low below high, found 3 and 2"),
+        ("openclaw", ["scale=none"], "unknown key 'scale'"),
+        ("openclaw", ["options.eps=1"], "unknown key 'options.eps'"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_or_fail_later_is_refused(recipe: str, settings: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        resolve({"recipe": recipe}, settings)
+
+
+def test_a_part_of_a_table_leaves_the_rest_as_the_recipe_has_it() -> None:
+    """One rate makes no other teacher of it, and a bound no other hint."""
+    teacher = resolve({"recipe": "sdpo"}, ["rate=0.25"]).options.teacher  # type: ignore[attr-defined]
+    assert (teacher.kind, teacher.rate) == ("ema", 0.25)
+    teacher = resolve({"recipe": "rlsd"}, ["every=3"]).options.teacher  # type: ignore[attr-defined]
+    assert (teacher.kind, teacher.rate, teacher.every) == ("ema", 1.0, 3)
+    plain = load_recipe("opsd").options().hint  # type: ignore[attr-defined]
+    assert resolve({"recipe": "opsd"}, ["hint.max_tokens=9"]).options.hint.sources == plain.sources  # type: ignore[attr-defined]
+    other = resolve({"recipe": "rlsd"}, ["teacher.kind=fixed"]).options.teacher  # type: ignore[attr-defined]
+    assert (other.kind, other.rate, other.every) == ("fixed", 0.05, 1)
 
 
 def test_later_settings_win_and_the_base_is_left_alone() -> None:

@@ -115,6 +115,7 @@ def test_what_was_left_out(hand: Any) -> None:
     assert left_out(played, kept, batch) == {
         "dropped_infrastructure": 1,
         "dropped_equal_reward": 2,
+        "groups_kept": 0.5,
         "dropped_no_token": 1,
         "rows": 2,
         "rows_equal_reward": 0,

@@ -141,13 +141,26 @@ def test_contrast_by_hand():
     torch.testing.assert_close(found, torch.tensor([[-1 - mean], [1.0], [0.0]]))
 
 
+def test_a_wrong_hint_that_is_missing_on_one_token_is_not_a_probability_of_1(hand):
+    """Of two wrong hints the second gave no score of row 0's first token: there the first speaks alone."""
+    logp = torch.full((5, 2, 3), -2.0)
+    logp[0] = -1.0
+    mask = torch.zeros(5, 2, 3, dtype=torch.bool)
+    mask[:3, 0, 1:] = True
+    mask[2, 0, 1] = False
+    batch = hand.batch(teacher_mask=mask, teacher_logp=logp.masked_fill(~mask, 0))
+    found = rlcsd.RECIPE.credit(batch, rlcsd.RLCSDOptions(tau=1.0, delta=0.0))
+    assert found.metrics["contrast_nats"] == pytest.approx(1.0)
+    torch.testing.assert_close(found.advantage[0, 1], found.advantage[0, 2])
+
+
 def test_rlcsd_by_hand():
     settings = {"beta": 1.0, "tau": 1.0, "mix": 0.5, "low": -2.0, "high": 2.0, "delta": 0.1}
     a, e = torch.tensor([[1.0, -1.0, 0.1, 0.0, 1.0]]), torch.tensor([[1.0, 1.0, -9.0, 9.0, 0.01]])
     moved, selected = rlcsd.credit(a, e, **settings)
     pull = 0.5 * math.tanh(1)
     torch.testing.assert_close(moved, torch.tensor([[1 + pull, -1 + pull, 0.0, 0.0, 1.0]]))
-    assert selected.tolist() == [[True, True, True, False, False]]
+    assert selected.tolist() == [[True, True, True, True, False]]  # also where A is 0, as the authors count
 
 
 @given(seeds, st.floats(0.01, 2), st.floats(0, 0.2))

@@ -1,10 +1,12 @@
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from retort.algos import grpo, sdpo, sft, srpo
 from retort.algos.base import Student, Term, TokenBatch
+from retort.algos.config import load_recipe, recipes
 from retort.algos.learner import Learner, LearnerOptions
 
 RECIPES = [sft, grpo, sdpo, srpo]
@@ -87,6 +89,52 @@ def test_micro_batches_padding_and_row_order_change_nothing(make_model, make_bat
     assert gradients(model, batch, recipe, micro_tokens=1)[1].micro_batches > stats.micro_batches
 
 
+AGGREGATES = ("token_mean", "sequence_mean", "sequence_sum", "dr_grpo")
+
+
+def every_recipe():
+    for name in recipes():
+        known = load_recipe(name).options.model_fields
+        for aggregate in AGGREGATES if "aggregate" in known else ("",):
+            yield pytest.param(name, aggregate, id=f"{name}-{aggregate}".rstrip("-"))
+
+
+@pytest.mark.parametrize(("name", "aggregate"), every_recipe())
+def test_tokens_without_credit_at_the_end_of_a_row_count_in_its_mean(make_model, make_batch, name, aggregate):
+    """Whatever is not computed, and however it is split: the loss is the plain one of the whole batch."""
+    model, recipe = make_model(), load_recipe(name)
+    batch = make_batch(model, make_model(1))
+    late = batch.mask & (torch.arange(batch.mask.shape[1]) >= 8)
+    spoke = torch.cat([batch.teacher_mask] * max(1, recipe.channels)) & ~late
+    batch = replace(
+        batch,
+        turn=torch.where(batch.mask, late.long(), -1),
+        turn_reward=(batch.mask & ~late) * batch.reward[:, None],
+        vocabulary=64,
+        teacher_mask=spoke,
+        teacher_logp=torch.cat([batch.teacher_logp - 0.2 * n for n in range(len(spoke))]).masked_fill(~spoke, 0),
+    )
+    asked = {"k": 6, "kl_coef": 0.0, "length": 16.0, "aggregate": aggregate}
+    dr = aggregate == "dr_grpo"
+    fields = {key for key in recipe.options.model_fields if key != "length" or dr}
+    options = recipe.options(**{key: value for key, value in asked.items() if key in fields})
+
+    def by_turn(batch, options):
+        found = recipe.credit(batch, options)
+        return replace(found, advantage=found.advantage.masked_fill(late, 0))
+
+    def eager(*arguments):
+        return tuple(replace(term, active=None) for term in recipe.loss(*arguments))
+
+    plain = gradients(model, batch, SimpleNamespace(credit=by_turn, loss=eager), options=options)
+    for budget in (4096, 40, 1):
+        told = SimpleNamespace(credit=by_turn, loss=recipe.loss)
+        found, stats = gradients(model, batch, told, options=options, micro_tokens=budget)
+        assert stats.loss == pytest.approx(plain[1].loss, abs=1e-6)
+        close(plain[0], found)
+    assert plain[1].grad_norm > 0
+
+
 @pytest.mark.parametrize("recipe", [sdpo, srpo])
 def test_the_student_as_its_own_teacher_moves_nothing(make_model, make_batch, recipe):
     model = make_model()
@@ -115,7 +163,8 @@ def test_the_gradient_is_clipped(make_model, make_batch):
 @pytest.mark.parametrize("aggregate", ["sequence_mean", "sequence_sum", "dr_grpo"])
 def test_other_aggregates_in_micro_batches(make_model, make_batch, aggregate):
     model = make_model()
-    batch, options = make_batch(model), grpo.GRPOOptions(aggregate=aggregate, length=16)
+    length = {"length": 16} if aggregate == "dr_grpo" else {}
+    batch, options = make_batch(model), grpo.GRPOOptions(aggregate=aggregate, **length)
     whole, _ = gradients(model, batch, grpo, options=options)
     split, stats = gradients(model, batch, grpo, options=options, micro_tokens=1)
     close(whole, split)
@@ -275,6 +324,13 @@ def test_a_term_at_position_zero_is_refused(make_model, make_batch):
 
     with pytest.raises(ValueError, match="position 0"):
         learner.update(batch, sft.credit(batch, options), loss, options)
+
+
+def test_two_terms_of_one_name_are_refused(make_model, make_batch):
+    learner, options = Learner(make_model(), LearnerOptions(device="cpu")), sft.SFTOptions()
+    batch = make_batch(learner.model)
+    with pytest.raises(ValueError, match="a name each, found nll, nll"):
+        learner.update(batch, sft.credit(batch, options), lambda *of: sft.loss(*of) * 2, options)
 
 
 def test_the_gap_is_the_farthest_scored_token(make_model, make_batch):

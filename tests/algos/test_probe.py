@@ -41,7 +41,8 @@ def moved(learner: Learner) -> None:
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_start_is_the_start_however_it_is_kept(make_model: Any, make_batch: Any, kind: Any, rank: int) -> None:
     learner = Learner(make_model(), LearnerOptions(device="cpu", lora_rank=rank))
-    teacher = Teacher(learner.model, TeacherOptions(kind=kind, rate=0.5)) if kind else None
+    pace = {"rate": 0.5} if kind == "ema" else {}
+    teacher = Teacher(learner.model, TeacherOptions(kind=kind, **pace)) if kind else None
     probe = Probe(learner, teacher, None, 1)
     batch = make_batch(make_model())
     rows, _ = views_of(batch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from retort.algos import srpo
 from retort.algos.symptoms import SYMPTOMS, dead, onset
 
 SOUND: dict[str, Any] = {
@@ -190,3 +192,13 @@ def test_a_teacher_that_is_never_heard() -> None:
     assert dead(lines, 6, taught=True) is None
     lines[2]["teacher_coverage"] = 0.1
     assert dead(lines, 5, taught=True) is None
+
+
+def test_srpo_is_told_of_groups_that_teach_nothing(hand: Any) -> None:
+    """Its credit says, as GRPO's does, that there are groups to tell of."""
+    credit = srpo.credit(hand.batch(teacher_entropy=torch.zeros(1, 2, 3)), srpo.SRPOOptions())
+    assert credit.metrics["rows_live"] == 1
+    own = {key: value for key, value in SOUND.items() if key != "rows_live"}
+    sick = {"groups_of_equal_reward": 1.0, "weight_policy": credit.share["grpo"]}
+    (text,) = onset([{"step": step, **own, **credit.metrics, **sick} for step in range(5)])
+    assert text.startswith("zero-variance groups")

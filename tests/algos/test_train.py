@@ -247,6 +247,41 @@ def resumed_at(run: Run, step: int) -> bytes:
     return weights(run)
 
 
+def test_mini_batches_and_epochs_go_on_bit_for_bit_and_let_the_clip_act(cold: Path, tmp_path: Path) -> None:
+    config = configured("grpo", cold, "steps=2", "prompts=8", "mini_batches=2", "epochs=2", "lr=0.03", "keep=9")
+    run = Run.create(tmp_path / "run", config)
+    train(run)
+    lines = run.metrics()
+    assert max(line["optimiser_steps"] for line in lines) == 4  # fewer where a mini-batch has nothing to learn from
+    assert max(line["clip_policy"] for line in lines) > 0
+    assert max(line["sampler_gap_nats"] for line in lines) < 1e-4  # what was sampled is still the proximal policy's
+    straight = weights(run), measured(run)
+    assert straight == (resumed_at(run, 1), measured(run))
+
+
+def of_context(model: Path, folder: Path, tokens: int) -> Path:
+    """The same model, which says that it reads so many tokens."""
+    shutil.copytree(model, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "max_position_embeddings": tokens}))
+    return folder
+
+
+def test_nothing_is_read_beyond_the_models_context(cold: Path, tmp_path: Path) -> None:
+    """Conversations may not be longer, and views that are longer are left out and counted."""
+    short = of_context(cold, tmp_path / "model", 120)
+    run = Run.create(tmp_path / "refused", configured("sdpo", short, "steps=1"))
+    with pytest.raises(ConfigError, match="context_tokens: the model reads 120 tokens, found 1024"):
+        train(run)
+    template = "reprompt.feedback_template={prompt} " + "well " * 200 + "{text}"
+    config = configured("sdpo", short, "steps=1", "context_tokens=120", template, "reprompt.solutions=false")
+    run = Run.create(tmp_path / "run", config)
+    train(run)
+    (line,) = run.metrics()
+    assert line["views_too_long"] > 0
+    assert line["teacher_coverage"] == 0
+
+
 def test_a_model_with_tied_embeddings_goes_on_bit_for_bit(cold: Path, tmp_path: Path) -> None:
     tied = tmp_path / "tied"
     shutil.copytree(cold, tied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from retort.agents.base import succeeded
 from retort.agents.chat import Chat
+from retort.algos.batch import collate, flatten
+from retort.algos.diagnostics import outcome
 from retort.envs.base import Feedback, Source
+from retort.feedback.contrast import Contrast, hints
 from retort.feedback.reprompt import Reprompt, failed_views, privileged, views
 
 HINT = Feedback("try mv a b", Source.HINT, 1, visible=False)
@@ -41,6 +46,26 @@ def test_feedback_is_shown_where_nobody_succeeded_and_only_what_was_invisible_an
     template, text = privileged(1, group, Reprompt())
     assert (template, text) == (Reprompt().feedback_template, "try mv a b")
     assert privileged(1, group, Reprompt(feedback=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("success", "truncated", "reward", "won"),
+    [(None, True, 0.5, False), (None, False, 0.5, True), (None, False, 0.0, False), (True, True, 0.0, True),
+     (False, False, 1.0, False)],
+)  # fmt: skip
+def test_success_means_one_thing_to_views_batch_and_log(made, chat: Chat, success, truncated, reward, won) -> None:
+    """Also of an episode that a budget cut, of which the environment has not said whether it would have succeeded."""
+    said = {"success": success, "truncated": truncated, "reward": reward}
+    group = [replace(item, **said) for item in group_of(made, False, False)]
+    assert [succeeded(item) for item in group] == [won, won]
+    assert collate(group, flatten(group)).success.tolist() == [won, won]
+    assert outcome(group)["success"] == won
+    assert len(failed_views(group, group, [[0], [1]], chat, options())) == (0 if won else 2)
+    template, _ = privileged(0, group, Reprompt())
+    assert template == (Reprompt().solution_template if won else Reprompt().feedback_template)
+    mixed = [*group, *group_of(made, not won)]
+    assert len(hints(2, mixed, Contrast(sources=()))) == 0  # its siblings are all alike
+    assert len(hints(0, mixed, Contrast(sources=()))) == 2
 
 
 def test_the_view_is_the_same_question_with_the_text_and_then_the_students_tokens(made, chat: Chat) -> None:
