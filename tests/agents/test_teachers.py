@@ -196,7 +196,7 @@ def test_another_tokenizer_is_an_error_before_anything_is_scored(
         for make in (lambda specs=specs: meet(specs, chat), lambda specs=specs: Pool.make(specs, chat, "cpu")):
             with pytest.raises(EngineError, match=rf"the teacher .*another tokenizer .*{chat.tokenizer_digest}"):
                 make()
-    with pytest.raises(UsageError, match="expected a checkpoint folder, found nothing"):
+    with pytest.raises(UsageError, match=r"expected a checkpoint folder with config\.json, found nothing"):
         meet({"big": TeacherSpec(model=str(tmp_path / "nothing"))}, chat)
 
 
