@@ -16,6 +16,7 @@ import signal
 import struct
 import termios
 import time
+from pathlib import Path
 from typing import Literal, Protocol
 
 from retort.sandboxes.base import ExecResult, Limits, SandboxClosed, SandboxError
@@ -177,7 +178,7 @@ class BashTerminal:
             if not self._pump(min(deadline - now, QUIET_S / 4)):
                 output.add(self._buffer)
                 return "gone"
-            if len(self._buffer) > before or not self._at_prompt() or self._unread():
+            if len(self._buffer) > before or not self._at_prompt() or self._unread() or not self._asleep():
                 quiet = time.monotonic()
             elif time.monotonic() - quiet > QUIET_S:
                 output.add(self._buffer)
@@ -230,6 +231,15 @@ class BashTerminal:
             return int(struct.unpack("i", fcntl.ioctl(peer, termios.FIONREAD, bytes(4)))[0])
         finally:
             os.close(peer)
+
+    def _asleep(self) -> bool:
+        """Whether the shell waits for something. One that has read what was typed, and has no core to go on with, does
+        not; where nobody can tell, it does."""
+        try:
+            stat = Path(f"/proc/{self._group}/stat").read_text()
+        except OSError:
+            return True
+        return stat.rpartition(")")[2].split()[0] == "S"
 
     def _exit_code(self) -> int | None:
         data = os.read(self._status, 4) if _readable(self._status, 1.0) else b""

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from retort.sandboxes.base import ExecTimeout, Limits, Terminal
 from retort.sandboxes.guest import Guest
-from retort.sandboxes.terminal import QUIET_S, BashTerminal, _quoted
+from retort.sandboxes.terminal import QUIET_S, BashTerminal, _Output, _quoted
 
 NAP = f"{3000 + os.getpid()}"  # seconds that nobody else on this machine sleeps
 
@@ -210,4 +210,19 @@ def test_a_shell_that_is_slow_to_read_has_lost_nothing(sandbox: Guest) -> None:
     go_on.start()
     assert terminal.run("echo $((6 * 7))").text == "42\n"
     go_on.join()
+    assert terminal.restarts == 0
+
+
+def test_a_shell_that_waits_for_a_core_has_lost_nothing(sandbox: Guest) -> None:
+    """It has read all that was typed and stands at its prompt: whether it sleeps tells it from one that is done."""
+    terminal = sandbox.open_terminal()
+    assert isinstance(terminal, BashTerminal)
+    terminal.run("true")
+    while not (terminal._at_prompt() and terminal._asleep()):
+        time.sleep(0.001)
+    sandbox.exec(["kill", "-STOP", str(terminal._pid)])
+    assert terminal._await(_Output(1), time.monotonic() + 4 * QUIET_S) == "late"
+    sandbox.exec(["kill", "-CONT", str(terminal._pid)])
+    assert terminal._await(_Output(1), time.monotonic() + 60) == "lost"
+    assert terminal.run("echo $((6 * 7))").text == "42\n"
     assert terminal.restarts == 0
