@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
@@ -120,15 +121,14 @@ class Served:
 
     def __init__(self, spec: TeacherSpec, chat: Chat) -> None:
         engine: Any = make_engine(spec.model, None, chat, arguments=spec.patience)
-        self.servers = engine.servers
-        self.version = ",".join(sorted({server.label() for server in self.servers}))
+        # Once they were met nobody waits for them to come back: the next teacher steps in.
+        engine.options = replace(engine.options, start_s=0.0)
+        self.version = ",".join(sorted({server.label() for server in engine.servers}))
         self.score: Score = engine.score
+        self._look: Callable[[], bool] = engine.look
 
     async def wake(self) -> bool:
-        for server in self.servers:
-            if not server.usable:
-                server.usable = await asyncio.to_thread(server.healthy)
-        return any(server.usable for server in self.servers)
+        return await asyncio.to_thread(self._look)
 
 
 def _over_http(spec: TeacherSpec, chat: Chat) -> TeacherServer:

@@ -217,15 +217,16 @@ class VLLMServers:
                 await asyncio.sleep(LOOK_S)
         if len(usable) < len(self.servers) and time.monotonic() - self._looked > LOOK_AGAIN_S:
             self._looked = time.monotonic()
-            asyncio.get_running_loop().run_in_executor(None, self._look_beside)
+            asyncio.get_running_loop().run_in_executor(None, self.look)  # who plays is not held up
         own = [server for server in usable if episode in server.open]
         return own[0] if own else min(usable, key=lambda server: len(server.open))
 
-    def _look_beside(self) -> None:
-        """A look while others play, who are not held up by what it finds."""
+    def look(self) -> bool:
+        """Whether a server can be asked, after a look for those that were gone, which are held against what is here."""
         with suppress(EngineError):
             self._looked = 0.0
-            self._look()
+            return self._look()
+        return False
 
     def _nobody(self) -> EngineError:
         return EngineError(f"no vLLM server is left of {', '.join(server.url for server in self.servers)}")

@@ -88,11 +88,14 @@ def merged(parts: Sequence[UpdateStats]) -> UpdateStats:
     def mean(value: Callable[[UpdateStats], float]) -> float:
         return sum(map(value, told)) / len(told)
 
+    def means(values: Callable[[UpdateStats], Mapping[str, float]]) -> dict[str, float]:
+        return {name: sum(values(part)[name] for part in told) / len(told) for name in values(first)}
+
     return replace(
         first,
         loss=mean(lambda part: part.loss),
-        terms={name: mean(lambda part, name=name: part.terms[name]) for name in first.terms},  # type: ignore[misc]
-        slopes={name: mean(lambda part, name=name: part.slopes[name]) for name in first.slopes},  # type: ignore[misc]
+        terms=means(lambda part: part.terms),
+        slopes=means(lambda part: part.slopes),
         reached={name: sum(part.reached[name] for part in parts) for name in first.reached},
         held={name: sum(part.held[name] for part in parts) for name in first.held},
         grad_norm=mean(lambda part: part.grad_norm),
