@@ -160,42 +160,77 @@ def _teaching(folder: Path, log: Path, *arguments: str, python: str = sys.execut
 
 
 @dataclass
-class Wire:
-    """What is done to answers on their way. flip: answers to damage; before: called at each question."""
+class Link:
+    """A way to a real server that can be told to fail, at the questions that are put to it.
+
+    fail: statuses to answer with, in turn, instead of asking. refuse: which bodies to answer with 500. before: called
+    at each question. slow_s: before each answer. flip: answers to damage. relabel: what weights are called in answers,
+    in place of a number. cut: pass on nothing at all. asked, open, most: questions so far, now, and at once.
+    """
 
     target: str
-    flip: int = 0
+    fail: list[int] = field(default_factory=list)
+    refuse: Callable[[bytes], bool] = lambda body: False
     before: Callable[[int], None] = lambda number: None
+    slow_s: float = 0.0
+    flip: int = 0
+    relabel: str = ""
+    cut: bool = False
     asked: int = 0
-    statuses: list[int] = field(default_factory=list)  # to answer with, in turn, instead of asking
+    open: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def damaged(self, told: bytes) -> bytes:
+        """An answer as it is passed on."""
+        with self.lock:
+            flipped, self.flip = self.flip > 0, max(0, self.flip - 1)
+        if flipped:
+            middle = len(told) // 2
+            told = told[:middle] + bytes([told[middle] ^ 1]) + told[middle + 1 :]
+        return told
 
 
 @contextmanager
-def _wire(target: str) -> Iterator[tuple[str, Wire]]:
-    state = Wire(target)
+def _linked(target: str) -> Iterator[tuple[str, Link]]:
+    state = Link(target)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            scores = self.path == "/score"
-            if scores:
-                state.asked += 1
-                state.before(state.asked)
-            if scores and state.statuses:
-                self.answer(state.statuses.pop(0), b"told to fail")
-                return
+            asks = self.path == "/score" or self.path.startswith("/inference")
+            with state.lock:
+                state.asked += asks
+                state.open += asks
+                state.most = max(state.most, state.open)
+                number, status = state.asked, state.fail.pop(0) if state.fail and asks else 0
             try:
-                got = httpx.request(self.command, state.target + self.path, content=body, timeout=60)
+                if state.cut:
+                    self.close_connection = True
+                    return
+                if asks:
+                    state.before(number)
+                    time.sleep(state.slow_s)
+                if status or (asks and state.refuse(body)):
+                    self.answer(status or 500, b"told to fail", "text/plain")
+                    return
+                sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+                got = client.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
+                told = state.damaged(got.content) if asks else got.content
+                if state.relabel:
+                    told = re.sub(rb'("(?:weight_)?version": ?)"\d+"', rb'\1"%b"' % state.relabel.encode(), told)
+                self.answer(got.status_code, told, got.headers.get("Content-Type", "text/plain"))
             except httpx.HTTPError:
-                return  # the connection ends without an answer
-            told = bytearray(got.content)
-            if scores and state.flip:
-                state.flip -= 1
-                told[len(told) // 2] ^= 1
-            self.answer(got.status_code, bytes(told))
+                self.close_connection = True  # without an answer, as the server itself did
+            finally:
+                with state.lock:
+                    state.open -= asks
 
-        def answer(self, status: int, body: bytes) -> None:
+        def answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -205,6 +240,7 @@ def _wire(target: str) -> Iterator[tuple[str, Wire]]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -214,6 +250,7 @@ def _wire(target: str) -> Iterator[tuple[str, Wire]]:
         server.shutdown()
         thread.join()
         server.server_close()
+        client.close()
 
 
 @pytest.fixture(scope="session")
@@ -223,6 +260,6 @@ def teaching() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def wire() -> Callable[..., Any]:
-    """A context with a way to a server, by its URL, that can be told to damage what it passes on."""
-    return _wire
+def link() -> Callable[[str], Any]:
+    """A context with a way to a server, by its URL, that can be told to fail, and what tells it so."""
+    return _linked

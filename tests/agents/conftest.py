@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import httpx
 import pytest
 import torch
 from retort.agents import tiny
+from retort.agents.base import Sampling
 from retort.agents.chat import Chat
 from retort.agents.hf import HFPolicy, load_model
 from retort.envs.base import Failure, Feedback, Source, TaskRef, TextEnv, TextSpace
@@ -230,81 +229,6 @@ def url(server: Served) -> str:
     return server.url
 
 
-@dataclass
-class Link:
-    """A way to the real server that can be told to fail. cut: refuse everything; slow_s: before each answer."""
-
-    target: str
-    fail: list[int] = field(default_factory=list)  # statuses to answer with, in turn, instead of asking
-    refuse: Callable[[bytes], bool] = lambda body: False
-    cut: bool = False
-    slow_s: float = 0.0
-    relabel: str = ""  # what the weights are called, in place of a number
-    asked: int = 0
-    open: int = 0
-    most: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-@contextmanager
-def linked(target: str) -> Iterator[tuple[str, Link]]:
-    state = Link(target)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            generates = self.path.startswith("/inference")
-            with state.lock:
-                state.asked += generates
-                state.open += generates
-                state.most = max(state.most, state.open)
-                status = state.fail.pop(0) if state.fail and generates else 0
-            try:
-                if state.cut:
-                    self.close_connection = True
-                    return
-                if generates:
-                    time.sleep(state.slow_s)
-                if status or (generates and state.refuse(body)):
-                    self.answer(status or 500, b'{"error": "told to fail"}', "application/json")
-                    return
-                sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-                got = client.request(self.command, target + self.path, content=body, headers=sent, timeout=120)
-                told = got.content
-                if state.relabel:
-                    told = re.sub(rb'("(?:weight_)?version": ?)"\d+"', rb'\1"%b"' % state.relabel.encode(), told)
-                self.answer(got.status_code, told, got.headers.get("Content-Type", "text/plain"))
-            finally:
-                with state.lock:
-                    state.open -= generates
-
-        def answer(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = pass_on
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        client.close()
-
-
 @pytest.fixture
 def sampled(url: str) -> Callable[[], float]:
     """How many tokens the server has sampled so far."""
@@ -317,6 +241,32 @@ def sampled(url: str) -> Callable[[], float]:
 
 
 @pytest.fixture
-def link() -> Callable[[str], Any]:
-    """Makes a way to a server that can be told to fail, and what tells it so."""
-    return linked
+def changing(sampled: Callable[[], float]) -> Callable[..., list[Any]]:
+    """Answers of 24 who ask the same again and again, while an engine's weights change from one model's to another's
+    and back, until some were under way at a change."""
+
+    async def change(engine: Any, asked: Any, before: Any, after: Any) -> list[Any]:
+        done, over = list[Any](), asyncio.Event()
+
+        async def keep_asking(number: int) -> None:
+            while not over.is_set():
+                sampling = Sampling(max_new_tokens=200)
+                done.append(await engine.generate(asked, sampling, episode="", seed=100 * len(done) + number))
+
+        asking = [asyncio.create_task(keep_asking(number)) for number in range(24)]
+        for version in range(101, 160):
+            begun = sampled()
+            while await asyncio.to_thread(sampled) < begun + 100:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(engine.update, after if version % 2 else before, version)
+            if any(len(set(item.versions)) > 1 for item in done):
+                break
+        over.set()
+        await asyncio.gather(*asking)
+        return done
+
+    def changed(engine: Any, asked: Any, before: Any, after: Any) -> list[Any]:
+        engine.update(before, 100)
+        return asyncio.run(change(engine, asked, before, after))
+
+    return changed

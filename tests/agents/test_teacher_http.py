@@ -160,8 +160,8 @@ def test_another_template_is_told(teacher: Any, chat: Chat, caplog: pytest.LogCa
     assert "the teacher at X was made for another chat template (digest other)" in caplog.text
 
 
-def test_a_damaged_answer_is_asked_for_again(teacher: Any, wire: Any) -> None:
-    with wire(teacher.url) as (near, state):
+def test_a_damaged_answer_is_asked_for_again(teacher: Any, link: Any) -> None:
+    with link(teacher.url) as (near, state):
         server = TeacherServer(near, retries=2)
         state.flip = 2
         assert np.isfinite(asked(server, 0)[0].logp).all()
@@ -172,13 +172,13 @@ def test_a_damaged_answer_is_asked_for_again(teacher: Any, wire: Any) -> None:
         assert state.asked == 6
 
 
-def test_what_passes_is_asked_again_and_what_does_not_is_said(teacher: Any, wire: Any) -> None:
-    with wire(teacher.url) as (near, state):
+def test_what_passes_is_asked_again_and_what_does_not_is_said(teacher: Any, link: Any) -> None:
+    with link(teacher.url) as (near, state):
         server = TeacherServer(near, retries=2)
-        state.statuses = [503, 429]
+        state.fail = [503, 429]
         assert np.isfinite(asked(server, 0)[0].logp).all()
         assert state.asked == 3
-        state.statuses = [400]
+        state.fail = [400]
         with pytest.raises(TeacherDown, match="status 400: told to fail"):
             asked(server, 0)
         assert state.asked == 4

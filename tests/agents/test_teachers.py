@@ -174,9 +174,9 @@ def test_a_teacher_that_stands_still_is_stepped_in_for_and_asked_again(
 
 
 def test_a_damaged_payload_is_no_score(
-    servers: list[Any], pool_of: Callable[..., Pool], wire: Any, other: Path, folder: Path
+    servers: list[Any], pool_of: Callable[..., Pool], link: Any, other: Path, folder: Path
 ) -> None:
-    with wire(servers[0].url) as (near, state):
+    with link(servers[0].url) as (near, state):
         pool = pool_of(near={"model": near, "retries": 1}, far={"model": str(other), "tasks": ["find/*"]})
         state.flip = 1
         agree(asked(pool), ours(folder))
@@ -229,10 +229,10 @@ def test_shares_by_hand() -> None:
 
 # The last test: it kills a process.
 def test_a_teacher_that_is_killed_amid_a_step_is_stepped_in_for(
-    servers: list[Any], pool_of: Callable[..., Pool], wire: Any, folder: Path, other: Path
+    servers: list[Any], pool_of: Callable[..., Pool], link: Any, folder: Path, other: Path
 ) -> None:
     """A request a sequence: it dies at the third of five, and what it said before stands."""
-    with wire(servers[1].url) as (near, state):
+    with link(servers[1].url) as (near, state):
         pool = pool_of(first={"model": near, "retries": 1}, second={"model": servers[0].url, "tasks": ["*/1"]})
         pool.teachers["first"].request_tokens = 1  # type: ignore[misc]
 

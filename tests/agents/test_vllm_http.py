@@ -181,35 +181,11 @@ def test_sampled_and_scored_logps_are_our_own_through_ten_updates(
 
 
 def test_weights_that_change_midway_mark_each_token(
-    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers], sampled: Callable[[], float]
+    url: str, chat: Chat, learner: Any, made: Callable[..., VLLMServers], changing: Callable[..., list[Any]]
 ) -> None:
     before, after = copy.deepcopy(learner), learner
     nudge(after, 101)
-
-    async def change(engine: VLLMServers) -> list[Any]:
-        """Answers of 24 who ask again and again, while weights change, until some were under way at a change."""
-        done, over = list[Any](), asyncio.Event()
-
-        async def keep_asking(number: int) -> None:
-            while not over.is_set():
-                sampling = Sampling(max_new_tokens=200)
-                done.append(await engine.generate(prompt(chat), sampling, episode="", seed=100 * len(done) + number))
-
-        asking = [asyncio.create_task(keep_asking(number)) for number in range(24)]
-        for version in range(101, 160):
-            begun = sampled()
-            while await asyncio.to_thread(sampled) < begun + 100:
-                await asyncio.sleep(0.01)
-            await asyncio.to_thread(engine.update, after if version % 2 else before, version)
-            if any(len(set(item.versions)) > 1 for item in done):
-                break
-        over.set()
-        await asyncio.gather(*asking)
-        return done
-
-    engine = made(url)
-    engine.update(before, 100)
-    done = asyncio.run(change(engine))
+    done = changing(made(url), prompt(chat), before, after)
     midway = [item for item in done if len(set(item.versions)) > 1]
     assert midway
     start = len(prompt(chat).token_ids)

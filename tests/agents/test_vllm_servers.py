@@ -120,37 +120,13 @@ def test_an_adapter_that_changes_midway_marks_each_token(
     chat: Chat,
     adapted: Callable[[int], Any],
     made: Callable[..., VLLMServers],
-    sampled: Callable[[], float],
+    changing: Callable[..., list[Any]],
 ) -> None:
     before = adapted(4)
     nudge(before, 1)
     after, asked = copy.deepcopy(before), prompt(chat)
     nudge(after, 2)
-
-    async def change(engine: VLLMServers) -> list[Any]:
-        """Answers of 24 who ask again and again, while weights change, until some were under way at a change."""
-        done, over = list[Any](), asyncio.Event()
-
-        async def keep_asking(number: int) -> None:
-            while not over.is_set():
-                sampling = Sampling(max_new_tokens=200)
-                done.append(await engine.generate(asked, sampling, episode="", seed=100 * len(done) + number))
-
-        asking = [asyncio.create_task(keep_asking(number)) for number in range(24)]
-        for version in range(101, 160):
-            begun = sampled()
-            while await asyncio.to_thread(sampled) < begun + 100:
-                await asyncio.sleep(0.01)
-            await asyncio.to_thread(engine.update, after if version % 2 else before, version)
-            if any(len(set(item.versions)) > 1 for item in done):
-                break
-        over.set()
-        await asyncio.gather(*asking)
-        return done
-
-    engine = made(url)
-    engine.update(before, 100)
-    done = asyncio.run(change(engine))
+    done = changing(made(url), asked, before, after)
     midway = [item for item in done if len(set(item.versions)) > 1]
     assert midway
     for item in [*midway[:24], *done[:8]]:

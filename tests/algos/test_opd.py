@@ -219,10 +219,10 @@ def test_a_run_with_teachers_goes_on_as_if_it_had_not_stopped(
 
 
 def test_a_teacher_that_is_killed_amid_a_step_ends_no_run(
-    teaching: Any, wire: Any, student: Path, specialist: Callable[[int], Path], tmp_path: Path
+    teaching: Any, link: Any, student: Path, specialist: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """It dies at the first question of the second step; another model of this process steps in where it may."""
-    with teaching(specialist(1), tmp_path / "log.txt") as server, wire(server.url) as (near, state):
+    with teaching(specialist(1), tmp_path / "log.txt") as server, link(server.url) as (near, state):
         teachers = {
             "far": {"model": near, "retries": 1, "timeout_s": 60},
             "near": {"model": str(specialist(2)), "tasks": ["move/*"]},
@@ -257,7 +257,7 @@ def test_a_teacher_that_is_killed_amid_a_step_ends_no_run(
 
 @pytest.mark.slow
 def test_a_teacher_of_another_process_gives_all_that_a_recipe_wants(teaching: Any, cold: Path, tmp_path: Path) -> None:
-    """Support and entropy over the wire: the same losses, up to float16 alternatives, as from this process."""
+    """Support and entropy over the link: the same losses, up to float16 alternatives, as from this process."""
     teacher = cold.parents[1] / "init"
     family = {"env_args": {"families": ["delete"]}}
     more = {"steps": 1, "sampling": {"temperature": 0.8, "turn_tokens": 16}}
