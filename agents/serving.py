@@ -19,7 +19,7 @@ from retort.agents.base import EngineError
 from retort.agents.chat import Chat
 from retort.agents.vllm_requests import MOST
 from retort.envs.base import UsageError
-from torch import Tensor
+from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 ADAPTER = "retort"  # what an engine calls the learner's adapter
@@ -60,6 +60,22 @@ def rank_for(rank: int) -> int:
     if found := [able for able in RANKS if able >= rank > 0]:
         return found[0]
     raise UsageError(f"lora_rank: vLLM takes adapters of rank 1 to {RANKS[-1]}, found {rank}")
+
+
+def adaptable(model: str | Path) -> list[str]:
+    """The last names of the layers that a learner's adapter may change, which are all linear ones but the head.
+
+    vLLM is told them: where it may adapt the head as well, it counts the log-probs of a prompt by the requests of the
+    step and not by their positions, so that on a CPU two of them end it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        plain = made.from_config(AutoConfig.from_pretrained(model))
+    head = plain.get_output_embeddings()
+    linear = (name for name, layer in plain.named_modules() if isinstance(layer, nn.Linear) and layer is not head)
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def causal(model: Any) -> Any:
@@ -191,6 +207,7 @@ def command(
     environment = {**quiet(), "VLLM_SERVER_DEV_MODE": "1"}
     if lora_rank:
         arguments += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank_for(lora_rank))]
+        arguments += ["--lora-target-modules", *adaptable(model)]
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if torch.cuda.is_available():
         arguments += ["--weight-transfer-config", '{"backend": "nccl"}']

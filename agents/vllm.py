@@ -76,6 +76,8 @@ class VLLMPolicy:
         self._running: asyncio.Task[None] | None = None
         self._lock = threading.Lock()  # an update may come from another thread than the steps
         self._arguments = {"dtype": dtype, **_defaults(), **(arguments or {})}
+        if self._arguments.get("enable_lora"):
+            self._arguments.setdefault("lora_target_modules", serving.adaptable(folder))
         self._shapes: serving.Shapes | None = None
         self._held: serving.Held | None = None
         self._adapter: Any = None  # what requests name, once an adapter was loaded

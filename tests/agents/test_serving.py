@@ -105,11 +105,14 @@ def test_a_server_is_started_with_what_training_needs(tmp_path: Path, monkeypatc
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
-def test_a_server_that_takes_adapters_is_started_for_a_rank_that_holds_them(tmp_path: Path) -> None:
-    arguments, environment = serving.command(tmp_path, 8001, dtype="float32", lora_rank=9)
+def test_a_server_that_takes_adapters_is_started_for_a_rank_that_holds_them(folder: Path) -> None:
+    arguments, environment = serving.command(folder, 8001, dtype="float32", lora_rank=9)
     assert dict(pairwise(arguments))["--max-lora-rank"] == "16"
+    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert serving.adaptable(folder) == layers, "all that an adapter of `all-linear` changes, and not the head"
+    assert all(name in arguments for name in layers)
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
-    assert "--enable-lora" not in serving.command(tmp_path, 8001, dtype="float32")[0]
+    assert "--enable-lora" not in serving.command(folder, 8001, dtype="float32")[0]
     assert [serving.rank_for(rank) for rank in (1, 2, 8, 512)] == [1, 8, 8, 512]
     with pytest.raises(UsageError, match="rank 1 to 512, found 513"):
         serving.rank_for(513)

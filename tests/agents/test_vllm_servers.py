@@ -101,11 +101,13 @@ def test_an_adapter_goes_over_alone_and_stays_exact_through_ten_updates(
     assert apart(learner, asked[0], first[0]) > 10 * NATS, "an update must show, or this test shows nothing"
     assert [item.name for item in (tmp_path / "shared").iterdir() if not item.is_symlink()] == ["adapter-11"]
     ids = [*asked[0].token_ids, *done[0].token_ids]
-    at = list(range(1, len(ids)))
-    (told,) = asyncio.run(engine.score([ids], [at]))
+    # Several at once, of several lengths: a step of the engine then has more positions to score than requests.
+    several = [ids[: len(ids) - cut] for cut in range(12)]
+    where = [list(range(1, len(part))) for part in several]
+    told = asyncio.run(engine.score(several, where))
     with torch.no_grad():
-        (own,) = score_tokens(learner, [ids], [at])
-    assert np.abs(told.logp - own.logp.numpy()).max() < NATS
+        own = score_tokens(learner, several, where)
+    assert max(np.abs(one.logp - two.logp.numpy()).max() for one, two in zip(told, own, strict=True)) < NATS
     # Another run takes the server over, and so does one without an adapter.
     other, twin = made(url, place="another"), adapted(4)
     for seed in (20, 21):

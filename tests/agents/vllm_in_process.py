@@ -393,6 +393,12 @@ def test_an_adapter_takes_the_place_of_the_last_one(
                 other.update(model, version)
                 (done,) = play(other, [prompt(chat)], Sampling(max_new_tokens=60), [1])
                 assert distance(model, prompt(chat), done) < NATS
+            # Several at once, of several lengths: a step of the engine then has more positions to score than requests.
+            whole = [*prompt(chat).token_ids, *done.token_ids]
+            several = [whole[: len(whole) - cut] for cut in range(12)]
+            where = [list(range(1, len(part))) for part in several]
+            for ids, at, told in zip(several, where, asyncio.run(other.score(several, where)), strict=True):
+                assert far(ours(model, ids, np.asarray(at)), told.logp) < NATS
             midway = asyncio.run(changed(other, chat, model))
         assert any(set(item.versions) == {11, 12} for item in midway)
         broken = asyncio.run(failing(other, chat))
